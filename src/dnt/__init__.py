@@ -1,0 +1,63 @@
+"""Deeply Normalized Transformers, the rivals, and a fair comparison. Names load on first use: `import dnt` is free."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dnt import analysis as analysis
+    from dnt.data.tokens import prepare as prepare
+    from dnt.experiments.compare import compare as compare
+    from dnt.nn.config import GPT_SIZES as GPT_SIZES
+    from dnt.nn.config import GPTConfig as GPTConfig
+    from dnt.nn.gpt import GPT as GPT
+    from dnt.nn.gpt import gpt as gpt
+    from dnt.nn.norms import NORMS as NORMS
+    from dnt.nn.placement import PLACEMENTS as PLACEMENTS
+    from dnt.nn.placement import Placement as Placement
+    from dnt.nn.placement import Slots as Slots
+    from dnt.optim.factory import OPTIMIZERS as OPTIMIZERS
+    from dnt.optim.groups import param_groups as param_groups
+    from dnt.optim.msgdw import MSGDW as MSGDW
+    from dnt.report.page import write_report as write_report
+    from dnt.runs import Run as Run
+    from dnt.sample import sample as sample
+    from dnt.train import fit as fit
+    from dnt.weights import load as load
+    from dnt.weights import save as save
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "GPT": "dnt.nn.gpt",
+    "GPTConfig": "dnt.nn.config",
+    "GPT_SIZES": "dnt.nn.config",
+    "MSGDW": "dnt.optim.msgdw",
+    "NORMS": "dnt.nn.norms",
+    "OPTIMIZERS": "dnt.optim.factory",
+    "PLACEMENTS": "dnt.nn.placement",
+    "Placement": "dnt.nn.placement",
+    "Run": "dnt.runs",
+    "Slots": "dnt.nn.placement",
+    "compare": "dnt.experiments.compare",
+    "fit": "dnt.train",
+    "gpt": "dnt.nn.gpt",
+    "load": "dnt.weights",
+    "param_groups": "dnt.optim.groups",
+    "prepare": "dnt.data.tokens",
+    "sample": "dnt.sample",
+    "save": "dnt.weights",
+    "write_report": "dnt.report.page",
+}
+__all__ = [*PUBLIC, "analysis"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "analysis":
+        return import_module("dnt.analysis")
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'dnt' has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

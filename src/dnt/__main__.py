@@ -1,0 +1,3 @@
+from dnt.cli import entry
+
+entry()

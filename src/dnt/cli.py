@@ -1,0 +1,95 @@
+"""The command line: parse, call one public function, print one result. Imports torch only where it is used."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from dnt.settings import CompareSettings, SampleSettings, TrainSettings
+
+Positional = tyro.conf.Positional
+
+
+def train(settings: TrainSettings) -> None:
+    """Train one model into a run folder."""
+    run = import_module("dnt.train").train(settings)
+    end = run.end
+    print(f"validation {end['validation']:.4f}  test {end['test']:.4f}  {end['tokens_per_s']:,.0f} tokens/s  {run.path}")
+
+
+def compare(settings: CompareSettings) -> None:
+    """Train placements x optimizers x seeds on the same data; one table, one page."""
+    result = import_module("dnt.experiments.compare").compare(settings)
+    show(result)
+
+
+def sample(run: Positional[Path], settings: SampleSettings) -> None:
+    """Continue a prompt with the model of a run."""
+    print(import_module("dnt.sample").sample(run, settings))
+
+
+def data(name: Positional[str] = "stdlib", tokenizer: str = "byte") -> None:
+    """Prepare the tokens of a text source and say what is in it."""
+    prepared = import_module("dnt.data.text").prepare_text(name, tokenizer)
+    for key, value in prepared.describe().items():
+        print(f"{key:12} {value}")
+
+
+def report(folder: Positional[Path]) -> None:
+    """Write the page of a comparison again from its run folders."""
+    import_module("dnt.report.page").write_report(folder)
+    show(import_module("dnt.report.summary").Comparison(folder))
+
+
+def list_tables() -> None:
+    """Placements, norms, optimizers and sizes, each with formula and source."""
+    import_module("dnt.listing").print_tables()
+
+
+def show(comparison: Any) -> None:
+    Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
+    print(comparison.verdict)
+    print(f"page: {comparison.page}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "compare": compare,
+    "train": train,
+    "sample": sample,
+    "list": list_tables,
+    "data": data,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0, 1 when training diverged, 2 for bad input, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="dnt",
+            description="Deeply Normalized Transformers: train, compare, see why.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except (ValueError, OSError) as error:
+        return complain(error, 2)
+    except FloatingPointError as error:
+        return complain(error, 1)
+    except KeyboardInterrupt as interrupt:
+        return complain(interrupt or "interrupted", 130)
+    return 0
+
+
+def complain(message: object, status: int) -> int:
+    print(f"dnt: {message}", file=sys.stderr)
+    return status
+
+
+def entry() -> None:
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Tokenizers: text <-> token ids. No torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """UTF-8 bytes; 256 symbols, any text."""
+
+    vocab_size: int = 256
+    dtype: Any = np.uint16
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(self.dtype)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+    def describe(self) -> dict[str, str]:
+        return {"kind": "byte"}
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """The distinct characters of a corpus, in code-point order."""
+
+    characters: str
+    code_points: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code_points", code_points(self.characters))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.characters)
+
+    @property
+    def dtype(self) -> Any:
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def encode(self, text: str) -> np.ndarray:
+        points = code_points(text)
+        ids = np.searchsorted(self.code_points, points).clip(max=self.vocab_size - 1)
+        unknown = points[self.code_points[ids] != points]
+        if unknown.size:
+            raise ValueError(
+                f"character {chr(unknown[0])!r} is not among the {self.vocab_size} of this character vocabulary; "
+                "leave it out or train with --tokenizer byte."
+            )
+        return ids.astype(self.dtype)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.characters[i] for i in ids)
+
+    def describe(self) -> dict[str, str]:
+        return {"kind": "char", "characters": self.characters}
+
+
+Tokenizer = ByteTokenizer | CharTokenizer
+TOKENIZERS = ("byte", "char")
+
+
+def code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+
+
+def tokenizer_from(description: dict[str, str]) -> Tokenizer:
+    """The tokenizer that `describe()` described."""
+    return CharTokenizer(description["characters"]) if description["kind"] == "char" else ByteTokenizer()

@@ -1,0 +1,100 @@
+"""Token streams -> batches. The training batch is a function of (seed, step) and nothing else."""
+# B batch, T tokens (the context)
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnt.data.text import PreparedText, prepare_text
+from dnt.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A token stream cut into windows of `context` inputs, each with its next-token targets.
+
+    An epoch visits every window once, in an order drawn from (seed, epoch); where the first window starts is drawn too,
+    so that the cuts move.
+    """
+
+    tokens: np.ndarray
+    context: int
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < 2 * self.context:
+            raise ValueError(
+                f"the context of {self.context} tokens is too long for a split of {len(self.tokens)} tokens (it needs "
+                f"twice the context); use --context {max(1, len(self.tokens) // 2)} or less, or more data."
+            )
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.tokens) // self.context - 1
+
+    def starts(self, samples: np.ndarray, seed: int) -> np.ndarray:
+        """First token of each of the given samples of the endless sequence of epochs."""
+        epochs, windows = np.divmod(samples, self.per_epoch)
+        starts = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            offset, order = epoch_order(seed, int(epoch), self.per_epoch, self.context)
+            here = epochs == epoch
+            starts[here] = offset + order[windows[here]] * self.context
+        return starts
+
+    def batch(self, seed: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, (B, T) int64 each, of one training step."""
+        samples = np.arange(step * batch_size, (step + 1) * batch_size)
+        rows = self.tokens[self.starts(samples, seed)[:, None] + np.arange(self.context + 1)].astype(np.int64)
+        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
+
+    def whole(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The stream once, every target exactly once, in batches (B, T) of one shape; padding has target -1."""
+        targets = len(self.tokens) - 1
+        per_batch = batch_size * self.context
+        for start in range(0, targets, per_batch):
+            part = self.tokens[start : start + per_batch + 1].astype(np.int64)
+            x, y = np.zeros(per_batch, np.int64), np.full(per_batch, -1, np.int64)
+            x[: len(part) - 1], y[: len(part) - 1] = part[:-1], part[1:]
+            yield (
+                torch.from_numpy(x.reshape(batch_size, self.context)),
+                torch.from_numpy(y.reshape(batch_size, self.context)),
+            )
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, windows: int, context: int) -> tuple[int, np.ndarray]:
+    """The offset of the first window and the order of all."""
+    random = np.random.default_rng([seed, epoch])
+    return int(random.integers(context)), random.permutation(windows)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A prepared text, windowed for a context."""
+
+    prepared: PreparedText
+    context: int
+    train: Windows
+    validation: Windows
+    test: Windows
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.prepared.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.prepared.tokenizer.vocab_size
+
+    def describe(self) -> dict[str, object]:
+        return self.prepared.describe() | {"context": self.context}
+
+
+def prepare(name: str = "stdlib", tokenizer: str = "byte", context: int = 64, progress: bool = True) -> TextData:
+    """Data ready to train on: "stdlib", a text file or a folder of text files; tokenizer "byte" or "char"."""
+    prepared = prepare_text(name, tokenizer, progress)
+    return TextData(prepared, context, *(Windows(prepared.splits[s], context) for s in ("train", "validation", "test")))

@@ -1,0 +1,134 @@
+"""Placements x optimizers x learning rates x seeds: one run folder each, one table, one page. No torch here.
+
+Every cell is a `dnt train` in a process of its own, so that its peak memory is its own and a crash costs one cell.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dnt.lookup import lookup
+from dnt.nn.placement import PLACEMENTS
+from dnt.report.summary import Comparison
+from dnt.runs import Run, read_json, write_json
+from dnt.settings import CompareSettings, Recipe, TrainSettings
+
+# The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md).
+LEARNING_RATES = ("adamw=3e-3", "msgdw=0.3")
+WEIGHT_DECAYS = ("adamw=0.1", "msgdw=1e-4")
+
+
+def compare(settings: CompareSettings | None = None, **options: Any) -> Comparison:
+    """Run every cell that is not finished yet, then write the page; options are the fields of CompareSettings.
+
+    A cell that diverges counts as finished, with its loss infinite.
+    """
+    settings = settings or CompareSettings(**options)
+    folder = Path(settings.out or f"runs/compare-{Path(settings.data).stem}")
+    cells = list(grid(settings))
+    claim(folder, settings)
+    for i, cell in enumerate(cells, 1):
+        run_cell(folder, cell, f"[{i}/{len(cells)}]")
+    from dnt.report.page import write_report  # plotly takes a second to import
+
+    write_report(folder)
+    return Comparison(folder)
+
+
+def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
+    """The settings of every cell."""
+    shared = {field.name: getattr(settings, field.name) for field in fields(Recipe)}
+    for placement, optimizer, seed in product(settings.placements, settings.optimizers, settings.seeds):
+        lookup(PLACEMENTS, placement, "placement")
+        rates = values((*LEARNING_RATES, *settings.lr), placement, optimizer, "lr")
+        decays = values((*WEIGHT_DECAYS, *settings.weight_decay), placement, optimizer, "weight-decay")
+        for lr, decay in product(rates, decays):
+            yield TrainSettings(
+                **shared, placement=placement, optimizer=optimizer, seed=seed, lr=lr, weight_decay=decay
+            )
+
+
+def values(entries: tuple[str, ...], placement: str, optimizer: str, option: str) -> list[float]:
+    """The numbers that the entries KEY=VALUE[,VALUE...] give a cell: the closer key wins, then the later entry."""
+    table: dict[str, list[float]] = {}
+    for entry in entries:
+        key, equals, numbers = entry.partition("=")
+        try:
+            table[key] = [float(number) for number in numbers.split(",")]
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ValueError(f"--{option} got {entry!r}; write KEY=VALUE[,VALUE...], for example dnt/msgdw=0.1,0.3.")
+    for key in (f"{placement}/{optimizer}", optimizer):
+        if key in table:
+            return table[key]
+    raise ValueError(f"no --{option} for {placement}/{optimizer}; give one, for example --{option} {optimizer}=1e-3.")
+
+
+def name_of(cell: TrainSettings) -> str:
+    return f"{cell.placement}-{cell.optimizer}-lr{cell.lr:g}-wd{cell.weight_decay:g}-seed{cell.seed}"
+
+
+def claim(folder: Path, settings: CompareSettings) -> None:
+    """Note in the folder what its cells share; ValueError if it holds the cells of another recipe."""
+    shared = {field.name: getattr(settings, field.name) for field in fields(Recipe)}
+    shared["betas"] = list(settings.betas)
+    path = folder / "compare.json"
+    if path.exists():
+        for name, before in read_json(path, "a comparison").items():
+            if before != shared.get(name):
+                raise ValueError(
+                    f"{folder} was made with {name} = {before!r}, not {shared.get(name)!r}; choose another --out."
+                )
+    else:
+        write_json(path, shared)
+
+
+def run_cell(folder: Path, cell: TrainSettings, label: str) -> None:
+    """Train one cell, or the rest of it; nothing if it is finished."""
+    run = Run(folder / name_of(cell))
+    if run.end:
+        return
+    command = [sys.executable, "-m", "dnt", "train"]
+    if (run.path / "config.json").exists():
+        command += ["--resume", str(run.path)]
+    else:
+        command += [*flags(cell), "--out", str(run.path)]
+    print(f"{label} {name_of(cell)}", file=sys.stderr, flush=True)
+    status = run_child(command)
+    if status == 130:
+        raise KeyboardInterrupt(f"stopped in {name_of(cell)}; the same command continues")
+    if not run.end:
+        raise ValueError(f"{name_of(cell)} failed with exit status {status}; the finished cells are kept.")
+
+
+def flags(cell: TrainSettings) -> list[str]:
+    """The command line of a cell: what differs from the defaults."""
+    words: list[str] = []
+    default = asdict(TrainSettings())
+    for name, value in asdict(cell).items():
+        if value == default[name]:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
+
+
+def run_child(command: list[str]) -> int:
+    """Run to the end; SIGINT and SIGTERM are the child's, which saves its state and exits with 130."""
+    with subprocess.Popen(command) as child:
+        before_int = signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the child too
+        before_term = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            return child.wait()
+        finally:
+            signal.signal(signal.SIGINT, before_int)
+            signal.signal(signal.SIGTERM, before_term)

@@ -1,0 +1,149 @@
+"""A folder of runs -> the table and the sentence that say what came out. No torch."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from dnt.runs import Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of one placement, optimizer, learning rate and decay: its seeds."""
+
+    placement: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    runs: tuple[Run, ...]
+    ends: tuple[dict[str, Any], ...]
+
+    @property
+    def diverged(self) -> bool:
+        return any(end["event"] == "diverged" for end in self.ends)
+
+    @property
+    def validation(self) -> float:
+        return math.inf if self.diverged else mean(end["validation"] for end in self.ends)
+
+    @property
+    def test(self) -> float:
+        return math.inf if self.diverged else mean(end["test"] for end in self.ends)
+
+    @property
+    def test_spread(self) -> float | None:
+        """Standard deviation over seeds; None with one."""
+        return stdev(end["test"] for end in self.ends) if len(self.ends) > 1 and not self.diverged else None
+
+    def average(self, quantity: str) -> float:
+        return mean(end.get(quantity, math.nan) for end in self.ends)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One placement with one optimizer: its grid of settings, judged by validation loss."""
+
+    placement: str
+    optimizer: str
+    settings: tuple[Setting, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.placement} + {self.optimizer}"
+
+    @property
+    def best(self) -> Setting:
+        return min(self.settings, key=lambda setting: setting.validation)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best learning rate of a grid is its smallest or largest."""
+        rates = sorted({setting.lr for setting in self.settings})
+        return len(rates) > 1 and self.best.lr in (rates[0], rates[-1])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The finished cells of a folder."""
+
+    folder: Path
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        finished = []
+        for path in sorted(self.folder.glob("*/config.json")):
+            run = Run(path.parent)
+            if end := run.end:
+                asked = run.config["settings"]
+                finished.append((asked["placement"], asked["optimizer"], asked["lr"], asked["weight_decay"], run, end))
+        if not finished:
+            raise ValueError(f"{self.folder} holds no finished run.")
+        finished.sort(key=lambda row: row[:4])
+        cells = []
+        for (placement, optimizer), of_cell in groupby(finished, key=lambda row: row[:2]):
+            settings = []
+            for (*_, lr, decay), rows in groupby(of_cell, key=lambda row: row[:4]):
+                runs, ends = zip(*(row[4:] for row in rows), strict=True)
+                settings.append(Setting(placement, optimizer, lr, decay, runs, ends))
+            cells.append(Cell(placement, optimizer, tuple(settings)))
+        order = ["pre-ln", "s2", "s3", "s4", "dnt"]
+        return tuple(sorted(cells, key=lambda c: (order.index(c.placement) if c.placement in order else 9, c.optimizer)))
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "index.html"
+
+    @property
+    def verdict(self) -> str:
+        """What the table means, in one line."""
+        ranked = sorted(self.cells, key=lambda cell: cell.best.test)
+        first, rest = ranked[0], ranked[1:]
+        parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats a token"]
+        parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
+        seeds = min(len(cell.best.ends) for cell in self.cells)
+        basis = "One seed: suggestive, not evidence." if seeds == 1 else f"Means of {seeds} seeds."
+        return "; ".join(parts) + f". {basis}"
+
+    def columns(self) -> list[str]:
+        return [
+            "placement", "optimizer", "lr", "wd", "test loss", "validation", "seeds",
+            "clipped steps", "state bytes/param", "peak memory", "tokens/s", "train time",
+        ]  # fmt: skip
+
+    def rows(self) -> list[list[str]]:
+        """The table, each cell at the learning rate and decay with its lowest validation loss."""
+        rows = []
+        for cell in self.cells:
+            best = cell.best
+            spread = f" ± {best.test_spread:.3f}" if best.test_spread is not None else ""
+            row = [cell.placement, cell.optimizer, f"{best.lr:g}{' (edge)' if cell.at_edge else ''}"]
+            row += [f"{best.weight_decay:g}", f"{best.test:.3f}{spread}", f"{best.validation:.3f}", f"{len(best.ends)}"]
+            if best.diverged:
+                row += ["diverged", *[""] * 4]
+            else:
+                row += [
+                    f"{best.average('clipped_share'):.0%}",
+                    f"{best.average('state_bytes') / best.average('parameters'):.1f}",
+                    f"{best.average('peak_memory_bytes') / 2**20:,.0f} MiB",
+                    f"{best.average('tokens_per_s'):,.0f}",
+                    f"{best.average('train_seconds'):.0f} s",
+                ]
+            rows.append(row)
+        return rows
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(*self.columns())
+        for row in self.rows():
+            table.add_row(*row)
+        return table
+
+
+def relative(loss: float, best: float) -> str:
+    return "diverged" if math.isinf(loss) else f"+{loss / best - 1:.1%}"

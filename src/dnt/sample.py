@@ -1,0 +1,25 @@
+"""Text from a trained run."""
+
+from pathlib import Path
+
+import torch
+
+from dnt.data.tokenizers import tokenizer_from
+from dnt.runs import read_json
+from dnt.settings import SampleSettings
+from dnt.weights import load
+
+
+def sample(run: str | Path, settings: SampleSettings = SampleSettings()) -> str:  # noqa: B008 (frozen)
+    """The prompt and what the run's model makes of it."""
+    model = load(run)
+    tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{run}: the tokenizer has {tokenizer.vocab_size} symbols, the model {model.config.vocab_size}; "
+            "tokenizer.json is not this run's."
+        )
+    prompt = torch.from_numpy(tokenizer.encode(settings.prompt).astype("int64"))[None]
+    generator = torch.Generator().manual_seed(settings.seed)
+    tokens = model.generate(prompt, settings.tokens, settings.temperature, settings.top_k, generator)
+    return tokenizer.decode(tokens[0].tolist())

@@ -1,0 +1,67 @@
+"""A model as a folder: config.json and model.safetensors. Nothing is ever unpickled."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from dnt.nn.config import GPTConfig
+from dnt.nn.gpt import GPT
+from dnt.nn.placement import Placement, Slots
+from dnt.runs import Run, atomic_write, write_json
+
+KINDS: dict[str, tuple[type, type]] = {"gpt": (GPT, GPTConfig)}
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """The kind and configuration of a model, as JSON."""
+    kind = next((kind for kind, (cls, _) in KINDS.items() if type(model) is cls), None)
+    if kind is None:
+        raise ValueError(f"cannot describe a {type(model).__name__}; known models: {', '.join(KINDS)}.")
+    return {"kind": kind} | asdict(model.config)
+
+
+def build_model(description: dict[str, Any]) -> nn.Module:
+    """A freshly initialized model of a description."""
+    cls, config_cls = KINDS[description["kind"]]
+    fields = {name: value for name, value in description.items() if name != "kind"}
+    if isinstance(placement := fields["placement"], dict):
+        fields["placement"] = Placement(
+            **placement | {"attn": Slots(**placement["attn"]), "mlp": Slots(**placement["mlp"])}
+        )
+    return cls(config_cls(**fields))
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the weights alone, tied ones once."""
+    with atomic_write(path) as file:
+        try:
+            save_model(model, file.name)
+        except SafetensorError as error:  # a full disk is reported so
+            raise OSError(str(error)) from error
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Write a model so that `load` can read it back."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / "model.safetensors")
+    write_json(folder / "config.json", {"model": describe_model(model)})
+
+
+def load(folder: str | Path) -> Any:
+    """The model of a run folder, or of one that `save` wrote, in evaluation mode."""
+    run = Run(Path(folder))
+    config = run.config
+    if not run.weights.exists():
+        raise ValueError(f"{folder} has no model.safetensors yet; let the run reach its first checkpoint.")
+    try:
+        model = build_model(config["model"])
+        load_model(model, run.weights)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} is damaged, its weights do not fit its config.json ({reason}).") from None
+    return model.eval()
