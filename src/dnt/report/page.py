@@ -1,6 +1,149 @@
-"""A folder of runs -> one self-contained page."""
+"""A folder of runs -> one self-contained page: a pure function of what the runs wrote. No torch."""
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.colors import qualitative
+from plotly.offline import get_plotlyjs
+
+from dnt import __version__
+from dnt.report.summary import Cell, Comparison
+from dnt.runs import Run, atomic_write
+
+COLORS = qualitative.D3
 
 
 def write_report(folder: str | Path) -> Path:
-    return Path(folder)
+    """Write FOLDER/index.html from the finished runs in the folder; its path."""
+    comparison = Comparison(Path(folder))
+    cells = comparison.cells
+    runs = [run for cell in cells for setting in cell.settings for run in setting.runs]
+    config = runs[0].config
+    template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
+    page = template.get_template("page.html").render(
+        title=f"{config['data']['name']}: {len(cells)} cells, {len(runs)} runs",
+        verdict=comparison.verdict,
+        columns=comparison.columns(),
+        rows=comparison.rows(),
+        lowest=min(range(len(cells)), key=lambda i: cells[i].best.test),
+        figures=[
+            (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False)))
+            for heading, note, figure in figures(cells)
+        ],
+        data=config["data"],
+        recipe={k: v for k, v in config["settings"].items() if k not in ("placement", "optimizer", "lr", "weight_decay", "seed")},
+        precision=sorted({run.config["training"]["precision"] for run in runs}),
+        environment=config["environment"],
+        runs=sorted(run.path.name for run in runs),
+        plotly=Markup(get_plotlyjs()),
+        version=__version__,
+    )  # fmt: skip
+    with atomic_write(comparison.page) as file:
+        file.write(page.encode())
+    return comparison.page
+
+
+def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
+    """Heading, note and figure of each plot."""
+    lines = "Lines: training loss, mean of ten steps. Dots: the whole validation split. Each cell at its best setting."
+    yield "Loss by step", lines, curves(cells, "step", "step")
+    yield "Loss by wall-clock", lines + " Compilation is included.", curves(cells, "elapsed", "seconds of training")
+    yield (
+        "Loss against learning rate",
+        "Validation loss of every setting, mean over seeds; the ring marks each cell's best. Diverged runs are left out.",
+        sensitivity(cells),
+    )
+    for step, when in ((0, "at the start"), (None, "at the end")):
+        yield (
+            f"Gradient entries {when}",
+            "Share of all |gradient entries| in each eighth of a decade, on one held-out batch, before clipping, in float32.",
+            gradients(cells, step),
+        )
+
+
+def styled(x: str, y: str, **layout: Any) -> go.Figure:
+    return go.Figure(
+        layout={
+            "xaxis": {"title": x, "gridcolor": "#eee"},
+            "yaxis": {"title": y, "gridcolor": "#eee"},
+            "template": "plotly_white",
+            "height": 420,
+            "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
+            "legend": {"orientation": "h", "y": 1.12},
+        }
+        | layout
+    )
+
+
+def colored(cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    for i, cell in enumerate(cells):
+        yield cell, {"color": COLORS[i % len(COLORS)], "dash": "dot" if cell.optimizer == "adamw" else "solid"}
+
+
+def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
+    figure = styled(title, "loss (nats a token)")
+    for cell, line in colored(cells):
+        for i, run in enumerate(cell.best.runs):
+            for event, value, mode in (("train", "loss", "lines"), ("evaluation", "validation", "markers")):
+                rows = [row for row in run.rows(event) if row["step"] > 1]
+                figure.add_scatter(
+                    x=[row[column] for row in rows],
+                    y=[row[value] for row in rows],
+                    mode=mode,
+                    name=cell.name,
+                    legendgroup=cell.name,
+                    showlegend=i == 0 and event == "train",
+                    line=line,
+                    marker={"color": line["color"], "size": 9},
+                )
+    return figure
+
+
+def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
+    figure = styled("learning rate", "validation loss (nats a token)")
+    figure.update_xaxes(type="log")
+    for cell, line in colored(cells):
+        decays = sorted({setting.weight_decay for setting in cell.settings})
+        for decay in decays:
+            finite = [s for s in cell.settings if s.weight_decay == decay and not s.diverged]
+            figure.add_scatter(
+                x=[s.lr for s in finite],
+                y=[s.validation for s in finite],
+                mode="lines+markers",
+                name=cell.name + (f", wd {decay:g}" if len(decays) > 1 else ""),
+                line=line,
+            )
+        if not cell.best.diverged:
+            ring = {"symbol": "circle-open", "size": 16, "color": line["color"], "line": {"width": 2}}
+            figure.add_scatter(
+                x=[cell.best.lr], y=[cell.best.validation], mode="markers", marker=ring, showlegend=False, hoverinfo="skip"
+            )
+    return figure
+
+
+def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
+    """Of the first seed's run at `step`, or at the last step."""
+    figure = styled("|gradient entry|", "share of entries")
+    figure.update_xaxes(type="log", exponentformat="power")
+    figure.update_yaxes(type="log", exponentformat="power")
+    for cell, line in colored(cells):
+        histogram = histogram_at(cell.best.runs[0], step)
+        if not histogram:
+            continue
+        total = sum(histogram["counts"]) + histogram["zeros"]
+        edges = histogram["edges"]
+        centers = [(low * high) ** 0.5 for low, high in zip(edges, edges[1:], strict=False)]
+        filled = [(x, count / total) for x, count in zip(centers, histogram["counts"], strict=True) if count]
+        figure.add_scatter(x=[x for x, _ in filled], y=[y for _, y in filled], mode="lines", name=cell.name, line=line)
+    return figure
+
+
+def histogram_at(run: Run, step: int | None) -> dict[str, Any] | None:
+    rows = run.rows("gradients")
+    if step is None:
+        return rows[-1] if rows and rows[-1]["step"] > 0 else None
+    return next((row for row in rows if row["step"] == step), None)

@@ -1,0 +1,32 @@
+# make quickstart   install what running needs, then answer the main question on the Python standard library's source
+# make test         install what testing needs too, then check style, types and behaviour
+# Python 3.11 or newer; another one with: make PYTHON=python3.12 quickstart
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test clean
+
+quickstart: .venv/installed-run
+	$(BIN)/dnt compare --data stdlib
+
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+.venv/bin/pip:
+	@$(PYTHON) tools/preflight.py
+	$(PYTHON) -m venv .venv
+
+.venv/installed-run: .venv/bin/pip pyproject.toml constraints.txt
+	$(BIN)/pip install --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed-run
+	$(BIN)/pip install --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,202 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dnt
+from dnt.data import text
+from dnt.data.text import prepare_text
+from dnt.data.tokenizers import ByteTokenizer, CharTokenizer, tokenizer_from
+from dnt.data.tokens import Windows
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DNT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture
+def poem(tmp_path) -> Path:
+    path = tmp_path / "poem.txt"
+    path.write_text("".join(f"line {i} of a long poem, über alles\r\n" for i in range(400)), newline="")
+    return path
+
+
+# --- tokenizers -----------------------------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_bytes_decode_to_the_text_they_encode(words):
+    ids = ByteTokenizer().encode(words)
+    assert ids.tolist() == list(words.encode()) and ByteTokenizer().decode(ids.tolist()) == words
+
+
+@given(st.text(min_size=1), st.data())
+def test_characters_decode_to_the_text_they_encode(words, data):
+    tokenizer = CharTokenizer("".join(sorted(set(words))))
+    again = data.draw(st.text(alphabet=sorted(set(words))))
+    assert tokenizer.decode(tokenizer.encode(again).tolist()) == again
+    assert tokenizer_from(json.loads(json.dumps(tokenizer.describe()))) == tokenizer
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(ValueError, match="character 'ß' is not among the 3"):
+        CharTokenizer("abc").encode("abß")
+
+
+def test_a_large_vocabulary_takes_four_bytes_a_token():
+    many = CharTokenizer("".join(chr(0x20000 + i) for i in range(70_000)))
+    assert many.dtype == np.uint32 and many.encode(many.characters[-1]).tolist() == [69_999]
+
+
+# --- preparing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "char"])
+def test_a_file_is_split_by_position_and_nothing_is_lost(poem, tokenizer):
+    prepared = prepare_text(str(poem), tokenizer)
+    joined = np.concatenate([prepared.splits[s] for s in ("train", "validation", "test")])
+    assert prepared.tokenizer.decode(joined.tolist()).encode() == poem.read_bytes()
+    sizes = [len(prepared.splits[s]) for s in ("train", "validation", "test")]
+    assert sizes[1] == sizes[2] == int(0.05 * sum(sizes))
+
+
+def test_a_folder_is_split_by_file(tmp_path):
+    folder = tmp_path / "texts"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(40):
+        (folder / ("sub" if i % 2 else ".") / f"{i}.txt").write_text(f"<{i}>" * 30)
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (folder / ".hidden").write_text("<hidden>")
+    prepared = prepare_text(str(folder))
+    files = {}
+    for split, tokens in prepared.splits.items():
+        for document in prepared.tokenizer.decode(tokens.tolist()).split("\0")[:-1]:
+            assert document == document[: document.index(">") + 1] * 30, "documents are whole"
+            files[document[: document.index(">") + 1]] = split
+    assert set(files) == {f"<{i}>" for i in range(40)}
+    assert list(files.values()).count("validation") == list(files.values()).count("test") == 2
+
+
+def test_stdlib_is_the_source_of_this_python_by_file():
+    prepared = prepare_text("stdlib")
+    everything = {s: prepared.tokenizer.decode(t.tolist()) for s, t in prepared.splits.items()}
+    argparse_source = Path(__import__("argparse").__file__).read_text()
+    assert sum(argparse_source in part for part in everything.values()) == 1
+    assert min(len(t) for t in prepared.splits.values()) > 200_000
+    assert max(len(prepared.splits["validation"]), len(prepared.splits["test"])) < 300_000
+    assert len(prepared.splits["train"]) > 5_000_000
+
+
+def test_tokens_are_prepared_once_and_again_when_the_text_changes(poem, cache):
+    first = prepare_text(str(poem))
+    [folder] = cache.iterdir()
+    before = (folder / "tokens.bin").stat().st_mtime_ns
+    assert prepare_text(str(poem)).sha256 == first.sha256
+    assert (folder / "tokens.bin").stat().st_mtime_ns == before
+    poem.write_text("changed " * 1000)
+    assert prepare_text(str(poem)).sha256 != first.sha256 and len(list(cache.iterdir())) == 2
+
+
+def test_a_half_written_preparation_is_never_taken_for_a_whole_one(poem, cache, monkeypatch):
+    whole = prepare_text(str(poem))
+    with monkeypatch.context() as broken:
+        broken.setattr(text, "FORMAT", 2)  # another key
+        broken.setattr(text.json, "dumps", lambda _: 1 / 0)  # dies after tokens.bin, before meta.json
+        with pytest.raises(ZeroDivisionError):
+            prepare_text(str(poem))
+    left = cache / ".unfinished-from-a-kill"
+    left.mkdir()
+    (left / "tokens.bin").write_bytes(b"\0\0")
+    monkeypatch.setattr(text, "FORMAT", 2)
+    again = prepare_text(str(poem))
+    assert all(np.array_equal(again.splits[s], whole.splits[s]) for s in whole.splits)
+
+
+def test_truncated_tokens_are_an_error_not_data(poem, cache):
+    prepare_text(str(poem))
+    [folder] = cache.iterdir()
+    os.truncate(folder / "tokens.bin", 100)
+    with pytest.raises(ValueError, match="holds 50 tokens, not"):
+        prepare_text(str(poem))
+
+
+def test_the_digest_is_the_sha256_of_the_text(poem):
+    import hashlib
+
+    digest = prepare_text(str(poem)).describe()["sha256"]
+    assert digest == hashlib.sha256(poem.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nowhere", "no data at"),
+        (lambda p: write(p / "empty.txt", ""), "holds no text"),
+        (lambda p: write(p / "two" / "a.txt", "a").parent, "holds 1 text file(s), but a split by file needs 3"),
+        (lambda p: write(p / "binary", "\0\0"), "holds no text"),
+    ],
+)
+def test_unusable_sources_are_named(tmp_path, make, message):
+    with pytest.raises(ValueError) as error:
+        prepare_text(str(make(tmp_path)))
+    assert message in str(error.value)
+
+
+def write(path: Path, content: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_targets_are_the_next_tokens_and_batches_a_function_of_seed_and_step():
+    windows = Windows(np.arange(1000, dtype=np.uint16), context=16)
+    x, y = windows.batch(seed=3, step=5, batch_size=8)
+    assert x.shape == y.shape == (8, 16) and x.dtype == torch.int64 and torch.equal(y, x + 1)
+    for other in range(4):
+        windows.batch(seed=other, step=other, batch_size=4)
+    assert torch.equal(windows.batch(3, 5, 8)[0], x)
+    assert not torch.equal(windows.batch(4, 5, 8)[0], x) and not torch.equal(windows.batch(3, 6, 8)[0], x)
+
+
+@given(st.integers(4, 20), st.integers(1, 7), st.integers(0, 9))
+def test_an_epoch_visits_every_window_once(context, batch_size, seed):
+    windows = Windows(np.arange(12 * context + 5, dtype=np.uint16), context)
+    n = windows.per_epoch
+    firsts = [windows.batch(seed, step, batch_size)[0][:, 0] for step in range(3 * n // batch_size + 1)]
+    stream = torch.cat(firsts)
+    for epoch in range(2):
+        starts = stream[epoch * n : (epoch + 1) * n].sort().values
+        assert torch.equal(starts - starts[0], torch.arange(n) * context) and starts[0] < context
+    assert not torch.equal(stream[:n], stream[n : 2 * n]), "another order each epoch"
+
+
+def test_smaller_batches_slice_the_same_stream():
+    windows = Windows(np.arange(1000, dtype=np.uint16), context=16)
+    whole = windows.batch(0, 3, 8)[0]
+    assert torch.equal(whole, torch.cat([windows.batch(0, 6, 4)[0], windows.batch(0, 7, 4)[0]]))
+
+
+@given(st.integers(2, 9), st.integers(1, 5), st.integers(20, 200))
+def test_an_evaluation_predicts_every_token_but_the_first_exactly_once(context, batch_size, length):
+    tokens = np.arange(length, dtype=np.uint16)
+    seen = []
+    for x, y in Windows(tokens, context).whole(batch_size):
+        assert x.shape == y.shape == (batch_size, context)
+        assert torch.equal(y[y >= 0], x[y >= 0] + 1)
+        seen += y[y >= 0].tolist()
+    assert seen == list(range(1, length))
+
+
+def test_a_context_longer_than_the_data_is_named(poem):
+    with pytest.raises(ValueError, match=r"the context of 9000 tokens is too long for a split of \d+ tokens"):
+        dnt.prepare(str(poem), context=9000)

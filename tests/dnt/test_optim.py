@@ -1,0 +1,172 @@
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import dnt
+from dnt.optim.factory import build_optimizer
+from dnt.optim.schedule import SCHEDULES
+from tests import reference
+
+
+def walk(make, steps: int = 6, lrs=None) -> list[torch.Tensor]:
+    """The weights after a few steps of an optimizer on a fixed stream of gradients."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(5, 3, dtype=torch.float64)), nn.Parameter(torch.randn(7, dtype=torch.float64))]
+    optimizer = make(weights)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lrs[step] if lrs else group["lr"]
+        for w in weights:
+            w.grad = torch.randn_like(w)
+        optimizer.step()
+    return [w.detach() for w in weights]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_msgdw_equals_torch_sgd_when_nothing_decays(momentum, nesterov):
+    options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
+    ours = walk(lambda w: dnt.MSGDW(w, **options))
+    for a, b in zip(ours, walk(lambda w: torch.optim.SGD(w, **options)), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("lrs", [None, [0.01, 0.1, 0.3, 0.2, 0.05, 0.001]])
+def test_msgdw_equals_timms_sgdw(nesterov, lrs):
+    timm = pytest.importorskip("timm.optim")
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.03, "nesterov": nesterov}
+    ours = walk(lambda w: dnt.MSGDW(w, **options), lrs=lrs)
+    theirs = walk(lambda w: timm.SGDW(w, **options), lrs=lrs)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_msgdw_equals_its_equation_one_number_at_a_time():
+    torch.manual_seed(0)
+    start, grads = torch.randn(4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    w = nn.Parameter(start.clone())
+    optimizer = dnt.MSGDW([w], lr=0.1, momentum=0.9, weight_decay=0.01)
+    for g in grads:
+        w.grad = g.clone()
+        optimizer.step()
+    expected = reference.msgdw(start.tolist(), grads.tolist(), lr=0.1, momentum=0.9, decay=0.01)
+    torch.testing.assert_close(w.data, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_decay_is_of_each_group_and_a_parameter_without_gradient_stays():
+    decays, still, frozen = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    groups = [{"params": [decays, frozen], "weight_decay": 0.5}, {"params": [still], "weight_decay": 0.0}]
+    optimizer = dnt.MSGDW(groups, lr=0.1)
+    decays.grad, still.grad = torch.zeros(2), torch.zeros(2)
+    optimizer.step()
+    assert decays.tolist() == pytest.approx([0.95, 0.95]) and still.tolist() == frozen.tolist() == [1, 1]
+
+
+def test_msgdw_state_survives_a_round_trip_and_holds_four_bytes_a_parameter():
+    def half(w, saved=None):
+        optimizer = dnt.MSGDW(w, lr=0.1, weight_decay=0.1)
+        if saved:
+            optimizer.load_state_dict(saved)
+        return optimizer
+
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(10))
+    grads = torch.randn(4, 10)
+    first = half([w])
+    for g in grads[:2]:
+        w.grad = g.clone()
+        first.step()
+    copy = nn.Parameter(w.detach().clone())
+    second = half([copy], deepcopy(first.state_dict()))
+    for g in grads[2:]:
+        for p, optimizer in ((w, first), (copy, second)):
+            p.grad = g.clone()
+            optimizer.step()
+    assert torch.equal(w, copy)
+    state = [v for s in first.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    assert sum(v.numel() * v.element_size() for v in state) == 4 * w.numel()
+
+
+def test_step_runs_its_hooks_once_and_returns_the_closures_loss():
+    w = nn.Parameter(torch.ones(1))
+    torch.optim.SGD([w], lr=0.1)  # whose step is wrapped too
+    optimizer = dnt.MSGDW([w], lr=0.1)
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (w**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 1 and calls == [1] and w.item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", dnt.OPTIMIZERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay(name, tied):
+    model = dnt.gpt("gpt-tiny", bias=True, norm="layernorm", tie_embeddings=tied)
+    optimizer = build_optimizer(name, model, {"weight_decay": 0.1})
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == set(model.parameters())
+    for group in optimizer.param_groups:
+        assert all((p.ndim >= 2) == (group["weight_decay"] == 0.1) for p in group["params"])
+
+
+def test_options_that_are_not_given_have_the_factorys_defaults():
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer("msgdw", model, {"lr": None, "weight_decay": 0.0, "momentum": 0.5, "betas": (0.1, 0.2)})
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.3, 0.0, 0.5)
+    assert build_optimizer("adamw", model, {"betas": (0.1, 0.2)}).param_groups[0]["betas"] == (0.1, 0.2)
+    with pytest.raises(ValueError, match="unknown optimizer 'adam'. Did you mean 'adamw'?"):
+        build_optimizer("adam", model, {})
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+schedules = pytest.mark.parametrize("name", SCHEDULES)
+
+
+@schedules
+def test_warm_up_is_linear_and_reaches_one(name):
+    factors = [SCHEDULES[name](step, 100, 10, 0.1) for step in range(11)]
+    assert factors == pytest.approx([0.1 * (i + 1) for i in range(10)] + [1.0])
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 0.1), ("wsd", 0.1), ("constant", 1.0)])
+def test_last_step_is_at_the_floor(name, last):
+    assert SCHEDULES[name](99, 100, 10, 0.1) == pytest.approx(last)
+
+
+def test_cosine_is_half_way_down_half_way_through():
+    assert SCHEDULES["cosine"](55, 102, 10, 0.1) == pytest.approx((1 + 0.1) / 2, abs=0.01)
+    ours = [SCHEDULES["cosine"](step, 91, 0, 0.0) for step in range(91)]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90)
+    for factor in ours:
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        torchs.step()
+
+
+def test_wsd_is_stable_then_falls_linearly_over_the_last_fifth():
+    factors = [SCHEDULES["wsd"](step, 100, 10, 0.1) for step in range(100)]
+    assert factors[10:80] == [1.0] * 70
+    falls = {round(a - b, 9) for a, b in zip(factors[80:], factors[81:], strict=False)}
+    assert falls == {round(0.9 / 20, 9)}
+
+
+@schedules
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), floor=st.floats(0, 1))
+def test_factors_stay_between_zero_and_one(name, steps, warmup, floor):
+    factors = [SCHEDULES[name](step, steps, warmup, floor) for step in range(steps)]
+    assert all(0 <= f <= 1 + 1e-12 and math.isfinite(f) for f in factors)
+    assert all(f > 0 or floor == 0 for f in factors)

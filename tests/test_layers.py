@@ -1,0 +1,71 @@
+"""The import rules of the architecture."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dnt
+
+SOURCE = Path(dnt.__file__).parent
+PARTS = ("nn", "optim", "data", "analysis")
+NO_TORCH = ["runs", "settings", "lookup", "cli", "listing", "nn.config", "nn.placement", "optim.schedule", "data.text"]
+NO_TORCH += ["data.tokenizers", "report.summary", "report.page", "experiments.compare"]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_do_not_import_each_other_or_what_stands_above(part):
+    others = {f"dnt.{other}" for other in PARTS if other != part}
+    above = {"dnt.train", "dnt.weights", "dnt.sample", "dnt.cli", "dnt.experiments", "dnt.report", "dnt.settings"}
+    for path in (SOURCE / part).rglob("*.py"):
+        for name in imported(path):
+            assert not any(name == bad or name.startswith(bad + ".") for bad in others | above), f"{path.name}: {name}"
+
+
+def test_only_train_knows_fabric():
+    knowing = {p.name for p in SOURCE.rglob("*.py") if any(n.startswith("lightning") for n in imported(p))}
+    assert knowing == {"train.py"}
+
+
+def test_what_needs_no_torch_does_not_import_it():
+    modules = ", ".join(f"dnt.{name}" for name in NO_TORCH)
+    code = f"import sys, dnt, {modules}; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"], ["compare", "--help"]])
+def test_list_and_help_never_import_torch(arguments):
+    code = (
+        "import sys; from dnt.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_public_table_is_complete_and_true():
+    for name in dnt.__all__:
+        assert getattr(dnt, name) is not None
+    shown = {n.asname or n.name for node in ast.walk(ast.parse((SOURCE / "__init__.py").read_text()))
+             if isinstance(node, ast.ImportFrom) and node.module.startswith("dnt") for n in node.names}  # fmt: skip
+    assert shown == set(dnt.__all__), "the names for type checkers are those that load"
+
+
+def test_every_package_file_is_reachable_without_side_effects_on_random_state():
+    code = (
+        "import torch; before = torch.get_rng_state(); import dnt.train, dnt.sample, dnt.experiments.compare\n"
+        "assert torch.equal(before, torch.get_rng_state())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,42 @@
+"""What an installation needs, checked before it begins: one line for each thing that is missing.
+
+Runs on any Python 3, so that an old one gets the line too.
+"""
+
+import shutil
+import sys
+
+NEEDED_GIB = 9  # torch with its GPU libraries unpacked, and room for pip to unpack it
+
+
+def problems():
+    """What makes an installation impossible, and the fix."""
+    if sys.version_info < (3, 11):
+        yield "Python {}.{} is too old; install Python 3.11 or newer and run: make PYTHON=python3.11 ...".format(
+            *sys.version_info
+        )
+        return
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        yield "this Python has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)."
+    free = shutil.disk_usage(".").free / 2**30
+    if free < NEEDED_GIB:
+        yield f"only {free:.1f} GiB of disk are free here; the installation needs {NEEDED_GIB} GiB."
+
+
+def main():
+    found = list(problems())
+    for problem in found:
+        print("preflight: " + problem, file=sys.stderr)
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        print(
+            "preflight: no C++ compiler (g++ or clang++): torch.compile is not available, training will run eagerly.",
+            file=sys.stderr,
+        )
+    return 2 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
