@@ -11,7 +11,7 @@ NEEDED_GIB = 9  # torch with its GPU libraries unpacked, and room for pip to unp
 
 def problems():
     """What makes an installation impossible, and the fix."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036
         yield "Python {}.{} is too old; install Python 3.11 or newer and run: make PYTHON=python3.11 ...".format(
             *sys.version_info
         )

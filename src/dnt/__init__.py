@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dnt.optim.msgdw import MSGDW as MSGDW
     from dnt.report.page import write_report as write_report
     from dnt.runs import Run as Run
-    from dnt.sample import sample as sample
+    from dnt.sampling import sample as sample
     from dnt.train import fit as fit
     from dnt.weights import load as load
     from dnt.weights import save as save
@@ -44,7 +44,7 @@ PUBLIC = {
     "load": "dnt.weights",
     "param_groups": "dnt.optim.groups",
     "prepare": "dnt.data.tokens",
-    "sample": "dnt.sample",
+    "sample": "dnt.sampling",
     "save": "dnt.weights",
     "write_report": "dnt.report.page",
 }

@@ -11,14 +11,12 @@ from rich.console import Console
 
 from dnt.settings import CompareSettings, SampleSettings, TrainSettings
 
-Positional = tyro.conf.Positional
-
 
 def train(settings: TrainSettings) -> None:
     """Train one model into a run folder."""
     run = import_module("dnt.train").train(settings)
     end = run.end
-    print(f"validation {end['validation']:.4f}  test {end['test']:.4f}  {end['tokens_per_s']:,.0f} tokens/s  {run.path}")
+    print(f"validation {end['validation']:.4f}  test {end['test']:.4f}  {run.path}")
 
 
 def compare(settings: CompareSettings) -> None:
@@ -27,19 +25,19 @@ def compare(settings: CompareSettings) -> None:
     show(result)
 
 
-def sample(run: Positional[Path], settings: SampleSettings) -> None:
+def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
     """Continue a prompt with the model of a run."""
-    print(import_module("dnt.sample").sample(run, settings))
+    print(import_module("dnt.sampling").sample(run, settings))
 
 
-def data(name: Positional[str] = "stdlib", tokenizer: str = "byte") -> None:
+def data(name: tyro.conf.Positional[str] = "stdlib", tokenizer: str = "byte") -> None:
     """Prepare the tokens of a text source and say what is in it."""
     prepared = import_module("dnt.data.text").prepare_text(name, tokenizer)
     for key, value in prepared.describe().items():
         print(f"{key:12} {value}")
 
 
-def report(folder: Positional[Path]) -> None:
+def report(folder: tyro.conf.Positional[Path]) -> None:
     """Write the page of a comparison again from its run folders."""
     import_module("dnt.report.page").write_report(folder)
     show(import_module("dnt.report.summary").Comparison(folder))

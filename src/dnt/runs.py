@@ -1,7 +1,7 @@
 """The run folder: its only reader and writer. No torch.
 
-    config.json         what was asked for and what was found: settings, model, data, optimizer, environment
-    log.jsonl           one JSON object a line, in order; "event" says which kind: train, evaluation, gradients, end, diverged
+    config.json         what was asked for and what was found: settings, model, data, optimizer, machine
+    log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, end or diverged
     model.safetensors   the weights at the last checkpoint: what load and sample read
     tokenizer.json      how to turn text into the model's tokens and back
     checkpoint/         private resume state, step-NNNNNNNNN.pt; only --resume opens it

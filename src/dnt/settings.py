@@ -3,11 +3,47 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, gpt_config
+from dnt.optim.schedule import SCHEDULES
+
+PRECISIONS = {"auto": "by capability", "32": "32-true", "bf16-mixed": "bf16-mixed"}  # as Fabric calls them
+LEAST = {"steps": 1, "batch_size": 1, "eval_every": 1, "checkpoint_every": 1, "warmup": 0, "clip": 0, "floor": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class FitSettings:
+    """How any model is trained: the options of dnt.fit."""
+
+    steps: int = 400
+    batch_size: int = 64
+    """sequences a step, over all processes"""
+    schedule: str = "cosine"
+    """cosine, wsd or constant"""
+    warmup: int = 40
+    """steps of linear warm-up"""
+    floor: float = 0.1
+    """where the schedule ends, as a share of the learning rate"""
+    clip: float = 1.0
+    """bound on the global gradient norm; 0 for none"""
+    precision: str = "auto"
+    """32, bf16-mixed, or auto: bf16-mixed where the hardware has bfloat16 matrix instructions, else 32"""
+    compile: bool = True
+    """torch.compile; without a C++ compiler a run is eager, with a warning"""
+    eval_every: int = 200
+    """steps between evaluations on the whole validation split"""
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        lookup(SCHEDULES, self.schedule, "schedule")
+        lookup(PRECISIONS, self.precision, "precision")
+        for field, least in LEAST.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(FitSettings):
     """What all runs of a comparison share."""
 
     data: str = "stdlib"
@@ -31,31 +67,12 @@ class Recipe:
     init_std: float = GPTConfig.init_std
     dropout: float = GPTConfig.dropout
     tie_embeddings: bool = GPTConfig.tie_embeddings
-
-    steps: int = 400
-    batch_size: int = 64
-    """sequences a step, over all processes"""
-    schedule: str = "cosine"
-    """cosine, wsd or constant"""
-    warmup: int = 40
-    """steps of linear warm-up"""
-    floor: float = 0.1
-    """where the schedule ends, as a share of the learning rate"""
-    clip: float = 1.0
-    """bound on the global gradient norm; 0 for none"""
     momentum: float = 0.9
     """msgdw only"""
     nesterov: bool = False
     """msgdw only"""
     betas: tuple[float, float] = (0.9, 0.95)
     """adamw only"""
-    precision: str = "auto"
-    """32, bf16-mixed, or auto: bf16-mixed where the hardware has bfloat16 matrix instructions, else 32"""
-    compile: bool = True
-    """torch.compile; without a C++ compiler a run is eager, with a warning"""
-    eval_every: int = 200
-    """steps between evaluations on the whole validation split"""
-    checkpoint_every: int = 200
 
     def model_config(self, vocab_size: int, placement: str) -> GPTConfig:
         """The model these settings describe."""
@@ -90,10 +107,10 @@ class TrainSettings(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings(Recipe):
-    """Train every placement with every optimizer, learning rate and seed on the same data, and report the winner of each.
+    """Train every placement with every optimizer, learning rate and seed on the same data.
 
-    Finished cells are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer or
-    PLACEMENT/OPTIMIZER (the closer one counts); several values make a grid.
+    Finished cells are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer
+    or PLACEMENT/OPTIMIZER (the closer one counts); several values make a grid.
     """
 
     placements: tuple[str, ...] = ("pre-ln", "dnt")
@@ -111,7 +128,8 @@ class CompareSettings(Recipe):
 class SampleSettings:
     """Continue a prompt with the model of a run."""
 
-    prompt: str = "\n"
+    prompt: str | None = None
+    """a newline if not given, or the first symbol of a vocabulary that has none"""
     tokens: int = 200
     """how many new ones"""
     temperature: float = 0.8

@@ -6,17 +6,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
-from torch import nn
 
 from dnt.nn.config import GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.placement import Placement, Slots
 from dnt.runs import Run, atomic_write, write_json
 
-KINDS: dict[str, tuple[type, type]] = {"gpt": (GPT, GPTConfig)}
+KINDS: dict[str, tuple[type[GPT], type[GPTConfig]]] = {"gpt": (GPT, GPTConfig)}
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: GPT) -> dict[str, Any]:
     """The kind and configuration of a model, as JSON."""
     kind = next((kind for kind, (cls, _) in KINDS.items() if type(model) is cls), None)
     if kind is None:
@@ -24,7 +23,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {"kind": kind} | asdict(model.config)
 
 
-def build_model(description: dict[str, Any]) -> nn.Module:
+def build_model(description: dict[str, Any]) -> GPT:
     """A freshly initialized model of a description."""
     cls, config_cls = KINDS[description["kind"]]
     fields = {name: value for name, value in description.items() if name != "kind"}
@@ -35,7 +34,7 @@ def build_model(description: dict[str, Any]) -> nn.Module:
     return cls(config_cls(**fields))
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: GPT, path: Path) -> None:
     """Write the weights alone, tied ones once."""
     with atomic_write(path) as file:
         try:
@@ -44,7 +43,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
             raise OSError(str(error)) from error
 
 
-def save(model: nn.Module, folder: str | Path) -> None:
+def save(model: GPT, folder: str | Path) -> None:
     """Write a model so that `load` can read it back."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     write_json(folder / "config.json", {"model": describe_model(model)})
 
 
-def load(folder: str | Path) -> Any:
+def load(folder: str | Path) -> GPT:
     """The model of a run folder, or of one that `save` wrote, in evaluation mode."""
     run = Run(Path(folder))
     config = run.config

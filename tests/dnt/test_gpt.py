@@ -20,7 +20,8 @@ def randomize(model: nn.Module) -> nn.Module:
     """Every parameter random and of order 1/sqrt(fan-in), gains near 1: nothing is hidden by zeros or ones."""
     torch.manual_seed(1)
     for p in model.parameters():
-        nn.init.normal_(p, mean=float(p.ndim < 2), std=0.1) if p.ndim < 2 else nn.init.normal_(p, std=p.shape[1] ** -0.5)
+        mean, std = (1.0, 0.1) if p.ndim < 2 else (0.0, p.shape[1] ** -0.5)
+        nn.init.normal_(p, mean, std)
     return model
 
 
@@ -41,7 +42,8 @@ def test_gpt_as_gpt2_equals_transformers_on_the_same_weights():
     with torch.no_grad():
         for name, p in ours.named_parameters():
             path, kind = name.rsplit(".", 1)
-            block, _, inner = path.removeprefix("blocks.").partition(".") if path.startswith("blocks.") else ("", "", path)
+            in_block = path.startswith("blocks.")
+            block, _, inner = path.removeprefix("blocks.").partition(".") if in_block else ("", "", path)
             source = f"h.{block}.{names[inner]}.{kind}" if block else f"{names[inner]}.{kind}"
             is_linear = inner.startswith(("attn.f", "mlp.f")) and kind == "weight"  # transformers stores Conv1D
             p.copy_(weights[source].T if is_linear else weights[source])
@@ -63,9 +65,10 @@ def test_block_equals_torch_transformer_encoder_layer(placement, norm_first):
         16, 4, 64, dropout=0.0, batch_first=True, norm_first=norm_first, layer_norm_eps=1e-6, dtype=torch.float64
     )
     where = "pre" if norm_first else "post"
+    attn = theirs.self_attn
     pairs = [
-        (theirs.self_attn.in_proj_weight, ours.attn.f.qkv.weight), (theirs.self_attn.in_proj_bias, ours.attn.f.qkv.bias),
-        (theirs.self_attn.out_proj.weight, ours.attn.f.out.weight), (theirs.self_attn.out_proj.bias, ours.attn.f.out.bias),
+        (attn.in_proj_weight, ours.attn.f.qkv.weight), (attn.in_proj_bias, ours.attn.f.qkv.bias),
+        (attn.out_proj.weight, ours.attn.f.out.weight), (attn.out_proj.bias, ours.attn.f.out.bias),
         (theirs.linear1.weight, ours.mlp.f.up.weight), (theirs.linear1.bias, ours.mlp.f.up.bias),
         (theirs.linear2.weight, ours.mlp.f.out.weight), (theirs.linear2.bias, ours.mlp.f.out.bias),
         (theirs.norm1.weight, getattr(ours.attn, where).weight), (theirs.norm1.bias, getattr(ours.attn, where).bias),

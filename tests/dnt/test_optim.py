@@ -1,5 +1,6 @@
 import math
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_options_that_are_not_given_have_the_factorys_defaults():
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.3, 0.0, 0.5)
     assert build_optimizer("adamw", model, {"betas": (0.1, 0.2)}).param_groups[0]["betas"] == (0.1, 0.2)
-    with pytest.raises(ValueError, match="unknown optimizer 'adam'. Did you mean 'adamw'?"):
+    with pytest.raises(ValueError, match=r"unknown optimizer 'adam'. Did you mean 'adamw'?"):
         build_optimizer("adam", model, {})
 
 
@@ -160,7 +161,7 @@ def test_cosine_is_half_way_down_half_way_through():
 def test_wsd_is_stable_then_falls_linearly_over_the_last_fifth():
     factors = [SCHEDULES["wsd"](step, 100, 10, 0.1) for step in range(100)]
     assert factors[10:80] == [1.0] * 70
-    falls = {round(a - b, 9) for a, b in zip(factors[80:], factors[81:], strict=False)}
+    falls = {round(a - b, 9) for a, b in pairwise(factors[80:])}
     assert falls == {round(0.9 / 20, 9)}
 
 

@@ -1,9 +1,9 @@
 """Text sources -> tokens, prepared once into a memory-mapped file. No torch.
 
-A source is "stdlib" (the Python source files of the standard library that runs this, tests left out), a text file, or a
-folder of text files. Validation and test are 5% each, at most 256 KiB, since an evaluation reads them whole. One file is
-split by position: train, validation, test. Several are split by file: in the order of the sha256 of their relative paths,
-each goes to validation, then to test, if it still fits there, else to train. Files are joined by a NUL character.
+A source is "stdlib" (the Python source files of the standard library that runs this, tests left out), a text file, or
+a folder of text files. Validation and test are 5% each, at most 256 KiB, since an evaluation reads them whole. One file
+is split by position: train, validation, test. Several are split by file: in the order of the sha256 of their relative
+paths, each goes to validation, then to test, if it still fits there, else to train. Files are joined by a NUL.
 
     <cache>/tokens/<key>/tokens.bin   all tokens, uint16 or uint32: train, then validation, then test
     <cache>/tokens/<key>/meta.json    where each split lies, the tokenizer, the sha256 of the text
@@ -166,7 +166,8 @@ def write_tokens(folder: Path, name: str, root: Path, files: list[Path], kind: s
             yield from read_chunks(path)
             yield from joiner
 
-    columns = (TextColumn("preparing " + name), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn())
+    percent = TextColumn("{task.percentage:.0f}%")
+    columns = (TextColumn(f"preparing {name}"), BarColumn(), percent, TimeRemainingColumn())
     with Progress(*columns, disable=not show or not sys.stderr.isatty()) as bar:
         passes = 2 if kind == "char" else 1
         task = bar.add_task("", total=passes * sum(p.stat().st_size for p in files))

@@ -14,6 +14,9 @@ class ByteTokenizer:
     vocab_size: int = 256
     dtype: Any = np.uint16
 
+    def can_encode(self, text: str) -> bool:
+        return True
+
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(self.dtype)
 
@@ -41,6 +44,9 @@ class CharTokenizer:
     @property
     def dtype(self) -> Any:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def can_encode(self, text: str) -> bool:
+        return set(text) <= set(self.characters)
 
     def encode(self, text: str) -> np.ndarray:
         points = code_points(text)

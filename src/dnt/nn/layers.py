@@ -81,7 +81,7 @@ class MLP(nn.Module):
 class Sublayer(nn.Module):
     """post(skip x + mid(f(pre(x)))); dropout acts after mid, since a dropped branch must not be normalized back."""
 
-    def __init__(self, f: nn.Module, slots: Slots, norm: MakeNorm, dim: int, dropout: float):
+    def __init__(self, f: Attention | MLP, slots: Slots, norm: MakeNorm, dim: int, dropout: float):
         super().__init__()
         self.slots = slots
         self.pre = norm(dim) if slots.pre else nn.Identity()

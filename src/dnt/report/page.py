@@ -1,6 +1,7 @@
 """A folder of runs -> one self-contained page: a pure function of what the runs wrote. No torch."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dnt.report.summary import Cell, Comparison
 from dnt.runs import Run, atomic_write
 
 COLORS = qualitative.D3
+VARIED = ("placement", "optimizer", "lr", "weight_decay", "seed")  # between the runs of a comparison
 
 
 def write_report(folder: str | Path) -> Path:
@@ -35,9 +37,9 @@ def write_report(folder: str | Path) -> Path:
             for heading, note, figure in figures(cells)
         ],
         data=config["data"],
-        recipe={k: v for k, v in config["settings"].items() if k not in ("placement", "optimizer", "lr", "weight_decay", "seed")},
+        recipe={name: value for name, value in config["settings"].items() if name not in VARIED},
         precision=sorted({run.config["training"]["precision"] for run in runs}),
-        environment=config["environment"],
+        machine=config["machine"],
         runs=sorted(run.path.name for run in runs),
         plotly=Markup(get_plotlyjs()),
         version=__version__,
@@ -54,13 +56,13 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
     yield "Loss by wall-clock", lines + " Compilation is included.", curves(cells, "elapsed", "seconds of training")
     yield (
         "Loss against learning rate",
-        "Validation loss of every setting, mean over seeds; the ring marks each cell's best. Diverged runs are left out.",
+        "Validation loss of every setting, mean over seeds; a ring marks each cell's best. Diverged runs are left out.",
         sensitivity(cells),
     )
     for step, when in ((0, "at the start"), (None, "at the end")):
         yield (
             f"Gradient entries {when}",
-            "Share of all |gradient entries| in each eighth of a decade, on one held-out batch, before clipping, in float32.",
+            "Share of all entries by size, in eighths of a decade: one held-out batch, before clipping, float32.",
             gradients(cells, step),
         )
 
@@ -119,9 +121,8 @@ def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
             )
         if not cell.best.diverged:
             ring = {"symbol": "circle-open", "size": 16, "color": line["color"], "line": {"width": 2}}
-            figure.add_scatter(
-                x=[cell.best.lr], y=[cell.best.validation], mode="markers", marker=ring, showlegend=False, hoverinfo="skip"
-            )
+            best = {"x": [cell.best.lr], "y": [cell.best.validation]}
+            figure.add_scatter(**best, mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
     return figure
 
 
@@ -136,9 +137,9 @@ def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
             continue
         total = sum(histogram["counts"]) + histogram["zeros"]
         edges = histogram["edges"]
-        centers = [(low * high) ** 0.5 for low, high in zip(edges, edges[1:], strict=False)]
+        centers = [(low * high) ** 0.5 for low, high in pairwise(edges)]
         filled = [(x, count / total) for x, count in zip(centers, histogram["counts"], strict=True) if count]
-        figure.add_scatter(x=[x for x, _ in filled], y=[y for _, y in filled], mode="lines", name=cell.name, line=line)
+        figure.add_scatter(x=[x for x, _ in filled], y=[y for _, y in filled], name=cell.name, line=line)
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dnt.nn.placement import PLACEMENTS
 from dnt.runs import Run
 
 
@@ -92,8 +93,8 @@ class Comparison:
                 runs, ends = zip(*(row[4:] for row in rows), strict=True)
                 settings.append(Setting(placement, optimizer, lr, decay, runs, ends))
             cells.append(Cell(placement, optimizer, tuple(settings)))
-        order = ["pre-ln", "s2", "s3", "s4", "dnt"]
-        return tuple(sorted(cells, key=lambda c: (order.index(c.placement) if c.placement in order else 9, c.optimizer)))
+        known = list(PLACEMENTS)
+        return tuple(sorted(cells, key=lambda cell: (known.index(cell.placement), cell.optimizer)))
 
     @property
     def page(self) -> Path:

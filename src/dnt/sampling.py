@@ -19,7 +19,8 @@ def sample(run: str | Path, settings: SampleSettings = SampleSettings()) -> str:
             f"{run}: the tokenizer has {tokenizer.vocab_size} symbols, the model {model.config.vocab_size}; "
             "tokenizer.json is not this run's."
         )
-    prompt = torch.from_numpy(tokenizer.encode(settings.prompt).astype("int64"))[None]
+    first = "\n" if tokenizer.can_encode("\n") else tokenizer.decode([0])
+    prompt = torch.from_numpy(tokenizer.encode(settings.prompt or first).astype("int64"))[None]
     generator = torch.Generator().manual_seed(settings.seed)
     tokens = model.generate(prompt, settings.tokens, settings.temperature, settings.top_k, generator)
     return tokenizer.decode(tokens[0].tolist())

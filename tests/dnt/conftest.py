@@ -1,0 +1,36 @@
+"""Small models and texts that train in a second."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dnt
+
+# What a test run adds to `dnt train` or `dnt compare`: 20 thousand parameters, no compilation
+TINY = ["--depth", "2", "--dim", "32", "--heads", "2", "--context", "16", "--batch-size", "4", "--warmup", "2"]
+TINY += ["--no-compile", "--precision", "32"]
+OPTIONS = {"steps": 8, "batch_size": 4, "warmup": 2, "compile": False, "precision": "32", "progress": False}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty current folder with a text to train on, and its own cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = [f"{a}{b} " for a in ("ka", "lo", "mi", "nu") for b in ("ra", "se", "ti", "vo", "zu")]
+    random = torch.Generator().manual_seed(0)
+    order = torch.randint(len(words), (3000,), generator=random).tolist()
+    Path("words.txt").write_text("".join(words[i] for i in order))
+    return tmp_path
+
+
+def tiny_model(seed: int = 0, **fields) -> dnt.GPT:
+    torch.manual_seed(seed)
+    config = {"vocab_size": 256, "context": 16, "depth": 2, "dim": 32, "heads": 2} | fields
+    return dnt.GPT(dnt.GPTConfig(**config))
+
+
+def tiny_msgdw(model: dnt.GPT, lr: float = 0.1) -> dnt.MSGDW:
+    return dnt.MSGDW(dnt.param_groups(model, weight_decay=1e-3), lr=lr)

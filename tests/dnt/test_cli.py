@@ -1,0 +1,175 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dnt
+from dnt.cli import main
+from dnt.listing import docstrings
+from dnt.nn.placement import PLACEMENTS
+from tests.dnt.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
+
+
+@pytest.fixture
+def run(workplace) -> Path:
+    assert main(["train", "--data", "words.txt", "--tokenizer", "char", *TINY, "--steps", "5", "--out", "run"]) == 0
+    return Path("run")
+
+
+def complaint(capfd, *arguments: str) -> str:
+    """The one line that a command with bad input prints; exit status 2."""
+    capfd.readouterr()
+    assert main(arguments) == 2
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("dnt: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--placement", "dmt"], "unknown placement 'dmt'. Did you mean 'dnt'? Known: pre-ln, s2, "),
+        (["--optimizer", "msgd"], "unknown optimizer 'msgd'. Did you mean 'msgdw'?"),
+        (["--norm", "rms"], "unknown norm 'rms'. Did you mean 'rmsnorm'?"),
+        (["--model", "gpt2small"], "unknown model 'gpt2small'. Did you mean 'gpt2-small'?"),
+        (["--tokenizer", "bytes"], "unknown tokenizer 'bytes'. Did you mean 'byte'?"),
+        (["--activation", "gleu"], "unknown activation 'gleu'. Did you mean 'gelu'?"),
+        (["--dim", "33"], "heads=2 does not divide dim=33. Nearest that does: heads=1."),
+        (["--data", "nowhere.txt"], "no data at 'nowhere.txt'"),
+        (["--data", "empty.txt"], "'empty.txt' holds no text"),
+        (["--context", "90000"], "the context of 90000 tokens is too long"),
+        (["--lr", "-1"], "Invalid learning rate"),
+    ],
+)
+def test_bad_input_to_train_is_one_line_with_the_fix(workplace, capfd, arguments, message):
+    Path("empty.txt").touch()
+    assert message in complaint(capfd, "train", "--data", "words.txt", *TINY, "--out", "bad", *arguments)
+    assert not Path("bad").exists(), "nothing is begun that cannot go on"
+
+
+def test_bad_input_to_compare_stops_before_the_first_cell(workplace, capfd):
+    line = complaint(capfd, "compare", "--data", "words.txt", *TINY, "--optimizers", "adamw", "lion", "--out", "cmp")
+    assert "no --lr for pre-ln/lion" in line and not Path("cmp").exists()
+    line = complaint(capfd, "compare", "--data", "words.txt", *TINY, "--placements", "dmt", "--out", "cmp")
+    assert "Did you mean 'dnt'?" in line and not Path("cmp").exists()
+
+
+def test_sample_continues_the_prompt_reproducibly_in_the_runs_own_alphabet(run, capfd):
+    outputs = []
+    for _ in range(2):
+        assert main(["sample", "run", "--prompt", "kara ", "--tokens", "40"]) == 0
+        outputs.append(capfd.readouterr().out)
+    assert outputs[0] == outputs[1] and outputs[0].startswith("kara ") and len(outputs[0]) == 5 + 40 + 1
+    assert set(outputs[0][:-1]) <= set(Path("words.txt").read_text())
+    assert "character 'Q' is not among the" in complaint(capfd, "sample", "run", "--prompt", "Q")
+
+
+def test_damaged_run_folders_are_one_line(run, capfd):
+    assert "nowhere is not a run folder: it has no config.json." in complaint(capfd, "sample", "nowhere")
+    tokenizer = (run / "tokenizer.json").read_text()
+    longer = json.loads(tokenizer) | {"characters": "".join(map(chr, range(32, 400)))}
+    (run / "tokenizer.json").write_text(json.dumps(longer))
+    assert "the tokenizer has 368 symbols, the model" in complaint(capfd, "sample", "run")
+    (run / "tokenizer.json").write_text("{")
+    assert "tokenizer.json cannot be read" in complaint(capfd, "sample", "run")
+    (run / "tokenizer.json").write_text(tokenizer)
+
+    weights = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(weights[:500])
+    assert "run is damaged, its weights do not fit its config.json" in complaint(capfd, "sample", "run")
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text("{}")
+    assert "run is damaged" in complaint(capfd, "sample", "run")
+    (run / "config.json").write_text(config)
+    (run / "model.safetensors").unlink()
+    assert "run has no model.safetensors yet" in complaint(capfd, "sample", "run")
+    (run / "config.json").write_text("not json")
+    assert "config.json cannot be read" in complaint(capfd, "sample", "run")
+
+
+def test_resume_takes_no_other_option(run, capfd):
+    line = complaint(capfd, "train", "--resume", "run", "--steps", "9")
+    assert "--resume takes all settings from run/config.json; drop the other options." in line
+
+
+def test_load_and_sample_never_open_the_checkpoint_folder(run, monkeypatch):
+    (run / "checkpoint" / "step-000000005.pt").write_bytes(b"poison")
+    (run / "checkpoint" / ".metadata").write_bytes(b"poison")
+    opened = []
+    sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+    dnt.load("run")
+    dnt.sample("run")
+    assert any("config.json" in path for path in opened) and not any("checkpoint" in path for path in opened)
+
+
+def test_saved_models_load_with_the_same_weights_and_configuration(workplace):
+    own = dnt.Placement(attn=dnt.Slots(mid=True, skip=0.5), mlp=dnt.Slots(pre=True), qk=True)
+    for placement in ("post-ln", own):
+        model = tiny_model(placement=placement, tie_embeddings=placement == "post-ln")
+        dnt.save(model, "folder")
+        loaded = dnt.load("folder")
+        assert loaded.config == model.config and not loaded.training
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+        assert (loaded.head.weight is loaded.tokens.weight) == model.config.tie_embeddings
+
+
+def test_list_shows_every_row_of_every_table_with_formula_and_source(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list"]) == 0
+    shown = capfd.readouterr().out
+    for name in (*dnt.PLACEMENTS, *dnt.NORMS, *dnt.OPTIMIZERS, *dnt.GPT_SIZES):
+        assert name in shown
+    assert (
+        "x = N(embed); x + N(attn_qk(N(x))); x + N(mlp(x)); head(N(x))" in shown
+        and "w <- (1 - lr wd) w - lr m" in shown
+    )
+    assert all(placement.source for placement in PLACEMENTS.values())
+    for file, table, real in (("nn/norms.py", "NORMS", dnt.NORMS), ("optim/factory.py", "OPTIMIZERS", dnt.OPTIMIZERS)):
+        assert docstrings(file, table).keys() == real.keys()
+        assert all(len(paragraphs) >= 2 for paragraphs in docstrings(file, table).values())
+
+
+def test_data_says_what_is_in_it(workplace, capfd):
+    assert main(["data", "words.txt"]) == 0
+    out = capfd.readouterr().out
+    assert "sha256" in out and "'train'" in out
+
+
+def test_python_m_dnt_is_the_command(workplace):
+    child = subprocess.run([sys.executable, "-m", "dnt", "sample", "no"], capture_output=True, text=True, check=False)
+    assert child.returncode == 2 and child.stderr == "dnt: no is not a run folder: it has no config.json.\n"
+
+
+def test_a_diverging_run_exits_with_1_and_one_line(workplace, capfd):
+    arguments = ["train", "--data", "words.txt", *TINY, "--steps", "60", "--out", "run", "--clip", "0", "--placement"]
+    assert main([*arguments, "pre-ln", "--lr", "1e6"]) == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("dnt: step ") and "Likely causes: too high a learning rate" in line
+
+
+def test_public_fit_and_command_line_train_the_same_weights(workplace):
+    arguments = [
+        "train",
+        "--data",
+        "words.txt",
+        *TINY,
+        "--steps",
+        "8",
+        "--lr",
+        "0.1",
+        "--weight-decay",
+        "1e-3",
+        "--out",
+        "cli",
+    ]
+    assert main(arguments) == 0
+    model = tiny_model()
+    data = dnt.prepare("words.txt", context=16)
+    dnt.fit(model, data, tiny_msgdw(model), out="python", **OPTIONS)
+    loaded = dnt.load("cli")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert os.path.exists("cli/tensorboard") and dnt.Run(Path("cli")).end["test"] == dnt.Run(Path("python")).end["test"]

@@ -1,0 +1,202 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dnt
+from dnt.cli import COMMANDS, main
+from dnt.experiments.compare import flags, grid, name_of, values
+from dnt.report.page import write_report
+from dnt.report.summary import Comparison
+from dnt.settings import CompareSettings, TrainSettings
+from tests.dnt.conftest import TINY
+
+COMPARE = ["compare", "--data", "words.txt", *TINY, "--steps", "12", "--eval-every", "6", "--out", "cmp"]
+
+
+def test_learning_rates_go_to_the_closest_key():
+    entries = ("adamw=1e-3", "msgdw=0.1,0.3", "dnt/msgdw=1")
+    assert values(entries, "dnt", "msgdw", "lr") == [1.0]
+    assert values(entries, "pre-ln", "msgdw", "lr") == [0.1, 0.3]
+    assert values((*entries, "msgdw=7"), "pre-ln", "msgdw", "lr") == [7.0], "the later entry wins"
+    with pytest.raises(ValueError, match="--lr got 'msgdw:1'; write KEY=VALUE"):
+        values(("msgdw:1",), "dnt", "msgdw", "lr")
+    with pytest.raises(ValueError, match="--lr got 'msgdw=fast'"):
+        values(("msgdw=fast",), "dnt", "msgdw", "lr")
+    with pytest.raises(ValueError, match="no --lr for dnt/lion; give one, for example --lr lion=1e-3"):
+        values(entries, "dnt", "lion", "lr")
+
+
+def test_a_grid_holds_every_combination_once():
+    settings = CompareSettings(seeds=(0, 1), lr=("msgdw=0.1,0.3",), weight_decay=("msgdw=0,1e-4",))
+    names = [name_of(cell) for cell in grid(settings)]
+    assert len(names) == len(set(names)) == 2 * 2 * (1 + 4)
+    assert "dnt-msgdw-lr0.3-wd0-seed1" in names
+
+
+def test_a_cells_command_line_says_its_settings(monkeypatch):
+    """Parsing the flags that a cell is started with gives the cell."""
+    cell = TrainSettings(
+        placement="s3", lr=0.1, seed=4, betas=(0.8, 0.9), bias=True, compile=False, context=32, tie_embeddings=False
+    )
+    seen = []
+
+    def train(settings: TrainSettings) -> None:
+        seen.append(settings)
+
+    monkeypatch.setitem(COMMANDS, "train", train)
+    assert main(["train", *flags(cell)]) == 0 and seen == [cell]
+
+
+def test_the_main_job_from_the_command_line(workplace, capfd):
+    assert main(COMPARE) == 0
+    out = capfd.readouterr().out
+    for words in (
+        "pre-ln",
+        "dnt",
+        "adamw",
+        "msgdw",
+        "test loss",
+        "Lowest test loss: ",
+        "One seed: suggestive",
+        "cmp/index",
+    ):
+        assert words in out
+    comparison = Comparison(Path("cmp"))
+    assert [cell.name for cell in comparison.cells] == [
+        "pre-ln + adamw", "pre-ln + msgdw", "dnt + adamw", "dnt + msgdw"
+    ]  # fmt: skip
+    runs = [run for cell in comparison.cells for run in cell.best.runs]
+    configs = [run.config for run in runs]
+    for section in ("data", "training", "machine"):
+        assert all(config[section] == configs[0][section] for config in configs), f"{section} is the same for all"
+    states = {
+        cell.name: cell.best.average("state_bytes") / cell.best.average("parameters") for cell in comparison.cells
+    }
+    assert states["dnt + msgdw"] == 4 and states["dnt + adamw"] == pytest.approx(8, rel=0.01)
+
+    # the page holds what the runs wrote, and nothing from elsewhere
+    page = Path("cmp/index.html").read_text()
+    for cell in comparison.cells:
+        assert f"{cell.best.test:.3f}" in page and cell.name in page
+    assert configs[0]["data"]["sha256"] in page and comparison.verdict.replace("&", "&amp;") in page
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.findall(r"(?:src|href)=", markup), "self-contained"
+    assert page.count('class="plotly-graph-div"') == 5
+
+    # a finished cell is not run again, and the same command writes the same page
+    before = {run.path: (run.path / "log.jsonl").stat().st_mtime_ns for run in runs}
+    assert main(COMPARE) == 0
+    assert before == {run.path: (run.path / "log.jsonl").stat().st_mtime_ns for run in runs}
+    assert "[1/4]" not in capfd.readouterr().err
+
+    # another recipe does not mix with these cells
+    assert main([*COMPARE, "--steps", "13"]) == 2
+    assert "cmp was made with steps = 12, not 13; choose another --out." in capfd.readouterr().err
+    assert main(["report", "cmp"]) == 0
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(workplace):
+    options = ["compare", "--data", "words.txt", *TINY, "--steps", "300", "--out", "cmp", "--placements", "dnt"]
+    command = [sys.executable, "-m", "dnt", *options, "--optimizers", "msgdw", "--seeds", "0", "1"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    first = Path("cmp/dnt-msgdw-lr0.3-wd0.0001-seed0")
+    while len(dnt.Run(first).rows("train")) < 2:
+        time.sleep(0.05)
+        assert child.poll() is None
+    os.killpg(child.pid, signal.SIGINT)  # what Ctrl-C does
+    _, message = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "the same command continues" in message and "Traceback" not in message
+    step, _ = dnt.Run(first).last_checkpoint()
+    assert 0 < step < 300
+    subprocess.run(command, check=True)
+    assert len(Comparison(Path("cmp")).cells[0].best.runs) == 2
+    subprocess.run([sys.executable, "-m", "dnt", *options, "--optimizers", "msgdw", "--out", "whole"], check=True)
+    ends = [dnt.Run(Path(folder) / first.name).end["test"] for folder in ("cmp", "whole")]
+    assert ends[0] == ends[1]
+
+
+# --- the table, from run folders written by hand --------------------------------------------------------------------
+
+
+def hand_written(folder: Path, placement: str, optimizer: str, lr: float, seed: int, validation: float, test: float):
+    run = dnt.Run(folder / f"{placement}-{optimizer}-{lr}-{seed}")
+    asked = {"placement": placement, "optimizer": optimizer, "lr": lr, "weight_decay": 0.1, "seed": seed}
+    training = {"precision": "32"}
+    run.start({"settings": asked, "data": {"name": "x", "sha256": "0"}, "training": training, "machine": {}}, {})
+    if test < 100:
+        row = {"event": "end", "step": 5, "validation": validation, "test": test, "clipped_share": 0.5}
+        row |= {
+            "state_bytes": 80,
+            "parameters": 10,
+            "peak_memory_bytes": 2**30,
+            "tokens_per_s": 5e3,
+            "train_seconds": 60,
+        }
+    else:
+        row = {"event": "diverged", "step": 3, "loss": "nan", "grad_norm": "nan"}
+    run.append([row])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for seed, shift in ((0, -0.01), (1, 0.01)):
+        for lr, loss in ((0.001, 2.1), (0.003, 2.0), (0.01, 2.3)):
+            hand_written(tmp_path, "pre-ln", "adamw", lr, seed, loss + shift, loss + 0.1 + shift)
+        for lr, loss in ((0.1, 2.2), (0.3, 2.5), (1.0, 999)):
+            hand_written(tmp_path, "dnt", "msgdw", lr, seed, loss + shift, loss - 0.1 + shift)
+    return tmp_path
+
+
+def test_the_best_setting_is_by_validation_and_the_table_reports_its_test_loss(folder):
+    adamw, msgdw = Comparison(folder).cells
+    assert (adamw.best.lr, msgdw.best.lr) == (0.003, 0.1)
+    assert (adamw.at_edge, msgdw.at_edge) == (False, True)
+    assert adamw.best.test == pytest.approx(2.1) and adamw.best.test_spread == pytest.approx(0.0141, abs=1e-4)
+    rows = Comparison(folder).rows()
+    assert rows[0] == [
+        "pre-ln", "adamw", "0.003", "0.1", "2.100 ± 0.014", "2.000", "2", "50%", "8.0", "1,024 MiB", "5,000", "60 s"
+    ]  # fmt: skip
+    assert rows[1][2] == "0.1 (edge)"
+
+
+def test_the_verdict_states_the_gap_whoever_wins(folder, tmp_path):
+    verdict = Comparison(folder).verdict
+    assert verdict.startswith("Lowest test loss: ") and verdict.endswith(" +0.0%. Means of 2 seeds.")
+    assert "2.100 nats a token" in verdict
+    only = tmp_path / "only"
+    hand_written(only, "pre-ln", "adamw", 0.1, 0, 3.0, 3.0)
+    hand_written(only, "dnt", "msgdw", 0.1, 0, 2.0, 2.0)
+    hand_written(only, "dnt", "adamw", 0.1, 0, 999, 999)
+    assert Comparison(only).verdict == (
+        "Lowest test loss: dnt + msgdw, 2.000 nats a token; pre-ln + adamw +50.0%; dnt + adamw diverged. "
+        "One seed: suggestive, not evidence."
+    )
+
+
+def test_a_diverged_cell_is_in_the_table_and_the_page(folder):
+    hand_written(folder, "s2", "msgdw", 3.0, 0, 999, 999)
+    row = next(row for row in Comparison(folder).rows() if row[0] == "s2")
+    assert "diverged" in row and "inf" in row[4]
+    assert "diverged" in write_report(folder).read_text()
+
+
+def test_names_in_a_page_are_escaped(tmp_path):
+    hand_written(tmp_path, "dnt", "msgdw", 0.1, 0, 2.0, 2.0)
+    path = next(tmp_path.glob("*/config.json"))
+    config = json.loads(path.read_text())
+    config["data"]["name"] = "<script>alert(1)</script>"
+    path.write_text(json.dumps(config))
+    assert "<script>alert(1)" not in write_report(tmp_path).read_text()
+
+
+def test_a_folder_without_finished_runs_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no finished run"):
+        write_report(tmp_path)

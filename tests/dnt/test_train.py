@@ -1,0 +1,335 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dnt
+from dnt.optim.schedule import cosine
+from tests.dnt.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
+
+TRAIN = [sys.executable, "-m", "dnt", "train"]
+
+
+def weights(run: Path | str) -> dict[str, torch.Tensor]:
+    return load_file(Path(run) / "model.safetensors")
+
+
+def same_weights(a: Path | str, b: Path | str) -> bool:
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def words(**fields):
+    return dnt.prepare("words.txt", context=16, **fields)
+
+
+# --- what a run computes --------------------------------------------------------------------------------------------
+
+
+def test_fit_equals_a_loop_written_out(workplace):
+    model, data = tiny_model(), words()
+    run = dnt.fit(model, data, tiny_msgdw(model), clip=0.5, seed=3, out="run", **OPTIONS)
+
+    slow = tiny_model()
+    optimizer = tiny_msgdw(slow)
+    losses, norms = [], []
+    for step in range(8):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * cosine(step, 8, 2, 0.1)
+        loss = slow.loss(*data.train.batch(3, step, 4))
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(slow.parameters(), 0.5).item())
+        optimizer.step()
+        losses.append(loss.item())
+    for a, b in zip(model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    [row] = run.rows("train")
+    assert row["loss"] == pytest.approx(sum(losses) / 8) and row["grad_norm"] == pytest.approx(max(norms))
+    assert row["clipped"] == sum(norm > 0.5 for norm in norms) and row["count"] == 8
+    end = run.end
+    tokens = torch.from_numpy(data.test.tokens.astype("int64"))
+    by_hand = [
+        slow.loss(tokens[i : i + 16][None, : len(tokens) - 1 - i], tokens[i + 1 : i + 17][None]).item()
+        * len(tokens[i + 1 : i + 17])
+        for i in range(0, len(tokens) - 1, 16)
+    ]
+    assert end["test"] == pytest.approx(sum(by_hand) / (len(tokens) - 1), rel=1e-5)
+    assert end["state_bytes"] == 4 * end["parameters"] == 4 * sum(p.numel() for p in model.parameters())
+    assert end["clipped_share"] == row["clipped"] / 8 and end["peak_memory_bytes"] > 2**26
+
+
+def test_adamw_state_is_eight_bytes_a_parameter(workplace):
+    model = tiny_model()
+    run = dnt.fit(model, words(), torch.optim.AdamW(model.parameters()), out="run", **OPTIONS)
+    assert run.end["state_bytes"] / run.end["parameters"] == pytest.approx(8, rel=0.01)
+
+
+def test_no_clipping_leaves_the_gradient_alone_and_says_so(workplace):
+    model, slow, data = tiny_model(), tiny_model(), words()
+    run = dnt.fit(model, data, tiny_msgdw(model), clip=0.0, out="run", schedule="constant", **OPTIONS | {"warmup": 0})
+    optimizer = tiny_msgdw(slow)
+    for step in range(8):
+        optimizer.zero_grad()
+        slow.loss(*data.train.batch(0, step, 4)).backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), slow.parameters(), strict=True))
+    assert run.end["clipped_share"] == 0
+
+
+def test_bf16_mixed_multiplies_in_bfloat16_and_keeps_float32_weights(workplace):
+    model = tiny_model()
+    dtypes = set()
+    model.blocks[0].mlp.f.up.register_forward_hook(lambda _m, _i, out: dtypes.add((model.training, out.dtype)))
+    dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS | {"precision": "bf16-mixed"})
+    assert (True, torch.bfloat16) in dtypes and (True, torch.float32) not in dtypes
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_gradient_histogram_counts_every_entry_of_the_held_batch(workplace):
+    model, data = tiny_model(), words()
+    start = tiny_model()
+    run = dnt.fit(model, data, tiny_msgdw(model), out="run", **OPTIONS)
+    first, last = run.rows("gradients")
+    assert (first["step"], last["step"]) == (0, 8)
+    start.loss(*next(data.validation.whole(4))).backward()
+    entries = torch.cat([p.grad.flatten() for p in start.parameters()]).abs()
+    assert first["zeros"] == int((entries == 0).sum())
+    nonzero = entries[entries > 0].double()
+    expected = torch.histogram(nonzero.log10(), torch.tensor(first["edges"], dtype=torch.float64).log10()).hist
+    assert sum(first["counts"]) == len(nonzero)
+    assert (torch.tensor(first["counts"]) - expected).abs().sum() <= 2  # entries on an edge
+
+
+def test_training_learns_the_words(workplace):
+    model = tiny_model()
+    run = dnt.fit(model, words(), tiny_msgdw(model, lr=0.3), out="run", **OPTIONS | {"steps": 150, "batch_size": 16})
+    assert run.end["test"] < 1.5  # log(256) = 5.5 at the start
+
+
+# --- resuming -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(workplace):
+    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "1000", "--steps", "400"]
+    child = subprocess.Popen([*TRAIN, *options, "--out", "stopped"], stderr=subprocess.PIPE, text=True)
+    while (
+        not (Path("stopped") / "log.jsonl").exists() or '"step": 20,' not in (Path("stopped") / "log.jsonl").read_text()
+    ):
+        time.sleep(0.05)
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, message = child.communicate(timeout=60)
+    assert child.returncode == 130 and message.startswith("dnt: stopped after step ") and message.count("\n") == 1
+    assert "continue: dnt train --resume stopped" in message
+    subprocess.run([*TRAIN, "--resume", "stopped"], check=True)
+    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
+    assert same_weights("stopped", "whole")
+    steps = [row["step"] for row in dnt.Run(Path("stopped")).rows("train")]
+    assert steps == sorted(set(steps)) and steps[-1] == 400
+
+
+KILLED = """
+import os, signal, sys
+import dnt.runs
+from dnt.cli import main
+
+moments, calls = {moments!r}, 0
+
+def die(name):
+    global calls
+    calls += 1
+    if calls in moments:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for name in ("fsync", "replace"):  # before each, a file is half written; between them, whole but not yet in place
+    def wrapped(*arguments, real=getattr(os, name), name=name):
+        die(name)
+        return real(*arguments)
+    setattr(dnt.runs.os, name, wrapped)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_killed_at_any_moment_resumes_to_bit_identical_weights(workplace):
+    """kill -9 at each stage of the writes of config, weights and checkpoints, and once between two checkpoints."""
+    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "4", "--steps", "12"]
+    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
+    kills = 0
+    arguments = [*options, "--out", "killed"]
+    for moment in (3, 5, 6, 8, 7, 3):
+        child = subprocess.run(
+            [sys.executable, "-c", KILLED.format(moments=[moment]), "train", *arguments], check=False
+        )
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL
+        kills += 1
+        if (Path("killed") / "config.json").exists():
+            arguments = ["--resume", "killed"]
+    assert kills >= 4
+    if not dnt.Run(Path("killed")).end:
+        subprocess.run([*TRAIN, "--resume", "killed"], check=True)
+    assert same_weights("killed", "whole")
+    ends = [dnt.Run(Path(name)).end for name in ("killed", "whole")]
+    assert ends[0]["test"] == ends[1]["test"] and ends[0]["validation"] == ends[1]["validation"]
+    assert not list(Path("killed").rglob("*.unfinished")) or dnt.Run(Path("killed")).end
+
+
+def test_a_run_killed_between_checkpoints_resumes_to_bit_identical_weights(workplace):
+    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "7", "--steps", "300"]
+    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
+    child = subprocess.Popen([*TRAIN, *options, "--out", "killed"])
+    while not list(Path("killed/checkpoint").glob("step-*.pt")):
+        time.sleep(0.02)
+        assert child.poll() is None
+    child.kill()
+    child.wait()
+    subprocess.run([*TRAIN, "--resume", "killed"], check=True)
+    assert same_weights("killed", "whole")
+
+
+@pytest.mark.parametrize("make", [tiny_msgdw, lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3)])
+def test_fit_resumes_in_python_too(workplace, make):
+    def attempt(out: str, resume: bool) -> dnt.Run:
+        model = tiny_model(dropout=0.1)
+        return dnt.fit(model, words(), make(model), out=out, resume=resume, checkpoint_every=3, **OPTIONS)
+
+    attempt("whole", False)
+    from dnt.train import Loop
+
+    real = Loop.train_step
+    try:
+        Loop.train_step = lambda self: (_ for _ in ()).throw(RuntimeError) if self.step == 5 else real(self)
+        with pytest.raises(RuntimeError):
+            attempt("half", False)
+    finally:
+        Loop.train_step = real
+    assert dnt.Run(Path("half")).last_checkpoint()[0] == 3
+    attempt("half", True)
+    assert same_weights("half", "whole")
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_non_finite_loss_names_the_step_the_last_good_checkpoint_and_causes(workplace):
+    class Breaks(dnt.MSGDW):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            if self.steps == 6:
+                self.param_groups[0]["params"][0].data.fill_(math.nan)
+            return super().step(closure)
+
+    model = tiny_model()
+    broken = Breaks(dnt.param_groups(model), lr=0.1)
+    with pytest.raises(FloatingPointError) as error:
+        dnt.fit(model, words(), broken, out="run", checkpoint_every=4, **OPTIONS | {"steps": 30})
+    message = str(error.value)
+    assert message.startswith("step 7: the loss is nan") and "last good checkpoint is of step 4" in message
+    assert "learning rate" in message and "\n" not in message
+    assert dnt.Run(Path("run")).end["event"] == "diverged"
+    assert all(t.isfinite().all() for t in weights("run").values()), "the weights on disk are those of step 4"
+
+
+def test_a_damaged_checkpoint_is_one_line_and_is_not_lost(workplace):
+    model = tiny_model()
+    run = dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
+    _, path = run.last_checkpoint()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"step-000000008\.pt is damaged .* delete it to start run again"):
+        dnt.fit(model, words(), tiny_msgdw(model), out="run", resume=True, **OPTIONS)
+    assert path.exists()
+
+
+def test_a_checkpoint_is_never_unpickled_beyond_tensors(workplace):
+    model = tiny_model()
+    run = dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, ("touch executed",))
+
+    torch.save({"step": 8, "model": Evil()}, run.last_checkpoint()[1])
+    with pytest.raises(ValueError, match="is damaged"):
+        dnt.fit(model, words(), tiny_msgdw(model), out="run", resume=True, **OPTIONS)
+    assert not Path("executed").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(workplace):
+    """RLIMIT_FSIZE stands in for a full disk: the write of a larger file fails in its middle."""
+    options = [*TINY, "--data", "words.txt", "--checkpoint-every", "2", "--steps", "6"]
+    code = (
+        "import resource, signal, sys\nfrom dnt.train import Loop\nfrom dnt.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nreal = Loop.train_step\n"
+        "def step(self):\n"
+        "    if self.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    real(self)\n"
+        "Loop.train_step = step\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "train", *options, "--out", "full"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 2
+    [line] = child.stderr.strip().splitlines()
+    assert "cannot write into full" in line and "last good checkpoint is of step 2" in line
+    assert not list(Path("full").rglob("*.unfinished"))
+    subprocess.run([*TRAIN, "--resume", "full"], check=True)
+    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
+    assert same_weights("full", "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out": "run"}, "already holds a run; continue it with --resume run"),
+        ({"steps": 9, "out": "run", "resume": True}, "steps was 8 and is now 9"),
+        ({"seed": 1, "out": "run", "resume": True}, "seed was 0 and is now 1"),
+        ({"out": "other", "resume": True}, "other is not a run folder"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'. Did you mean 'cosine'?"),
+        ({"precision": "16"}, "unknown precision '16'. Did you mean"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_trained_or_resumed_is_named(workplace, change, message):
+    model = tiny_model()
+    dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
+    with pytest.raises(ValueError) as error:
+        dnt.fit(tiny_model(), words(), tiny_msgdw(tiny_model()), **OPTIONS | change)
+    assert message in str(error.value)
+
+
+def test_a_model_that_does_not_match_the_data_is_named(workplace):
+    small, short = tiny_model(vocab_size=10), tiny_model(context=8)
+    with pytest.raises(
+        ValueError, match="a vocabulary of 10, the data 256 symbols; build the model with vocab_size=256"
+    ):
+        dnt.fit(small, words(), tiny_msgdw(small), out="run", **OPTIONS)
+    with pytest.raises(ValueError, match="the model's context is 8, the data was prepared for 16"):
+        dnt.fit(short, words(), tiny_msgdw(short), out="run", **OPTIONS)
+    assert not Path("run").exists()
+
+
+def test_data_that_changed_since_is_refused(workplace):
+    model = tiny_model()
+    dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
+    Path("words.txt").write_text("other words " * 1000)
+    with pytest.raises(ValueError, match="cannot resume run: in its data, sha256 was"):
+        dnt.fit(tiny_model(), words(), tiny_msgdw(tiny_model()), out="run", resume=True, **OPTIONS)
+
+
+def test_without_a_compiler_training_is_eager_with_a_warning(workplace, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    model = tiny_model()
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler found"):
+        run = dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS | {"compile": True})
+    assert run.end["event"] == "end"
