@@ -11,7 +11,7 @@ import dnt
 from dnt.cli import main
 from dnt.listing import docstrings
 from dnt.nn.placement import PLACEMENTS
-from tests.dnt.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
+from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dnt.experiments.compare import flags, grid, name_of, values
 from dnt.report.page import write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
-from tests.dnt.conftest import TINY
+from tests.conftest import TINY
 
 COMPARE = ["compare", "--data", "words.txt", *TINY, "--steps", "12", "--eval-every", "6", "--out", "cmp"]
 
@@ -130,7 +130,9 @@ def hand_written(folder: Path, placement: str, optimizer: str, lr: float, seed: 
     run = dnt.Run(folder / f"{placement}-{optimizer}-{lr}-{seed}")
     asked = {"placement": placement, "optimizer": optimizer, "lr": lr, "weight_decay": 0.1, "seed": seed}
     training = {"precision": "32"}
-    run.start({"settings": asked, "data": {"name": "x", "sha256": "0"}, "training": training, "machine": {}}, {})
+    run.start(
+        {"settings": asked, "data": {"name": "x", "sha256": "0"}, "model": {}, "training": training, "machine": {}}, {}
+    )
     if test < 100:
         row = {"event": "end", "step": 5, "validation": validation, "test": test, "clipped_share": 0.5}
         row |= {

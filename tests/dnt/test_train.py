@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 import dnt
 from dnt.optim.schedule import cosine
-from tests.dnt.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
+from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
 TRAIN = [sys.executable, "-m", "dnt", "train"]
 
@@ -333,3 +334,14 @@ def test_without_a_compiler_training_is_eager_with_a_warning(workplace, monkeypa
     with pytest.warns(UserWarning, match="no C\\+\\+ compiler found"):
         run = dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS | {"compile": True})
     assert run.end["event"] == "end"
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_computes_what_eager_training_does(workplace):
+    losses = []
+    for compiled in (False, True):
+        model = tiny_model()
+        run = dnt.fit(model, words(), tiny_msgdw(model), out=f"run{compiled}", **OPTIONS | {"compile": compiled})
+        losses.append(run.end["test"])
+        assert (model.forward.__func__ is dnt.GPT.forward) and type(model) is dnt.GPT, "the model itself is left alone"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     cells = list(grid(settings))
     claim(folder, settings)
     for i, cell in enumerate(cells, 1):
+        if settings.precision == "auto":  # what the first cell finds holds for all, on another machine too
+            found = [Run(path.parent).config["training"]["precision"] for path in folder.glob("*/config.json")]
+            cell = replace(cell, precision=found[0]) if found else cell
         run_cell(folder, cell, f"[{i}/{len(cells)}]")
     from dnt.report.page import write_report  # plotly takes a second to import
 

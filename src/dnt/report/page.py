@@ -16,7 +16,9 @@ from dnt.report.summary import Cell, Comparison
 from dnt.runs import Run, atomic_write
 
 COLORS = qualitative.D3
-VARIED = ("placement", "optimizer", "lr", "weight_decay", "seed")  # between the runs of a comparison
+LEFT_OUT = 0.05  # of the steps, where the loss falls too steeply to leave room for the rest
+FIGURE = {"responsive": True, "displaylogo": False}
+VARIED = ("kind", "placement", "optimizer", "lr", "weight_decay", "seed")  # between the runs of a comparison
 
 
 def write_report(folder: str | Path) -> Path:
@@ -25,6 +27,7 @@ def write_report(folder: str | Path) -> Path:
     cells = comparison.cells
     runs = [run for cell in cells for setting in cell.settings for run in setting.runs]
     config = runs[0].config
+    options = {name: config["settings"].get(name) for name in ("momentum", "nesterov", "betas")}
     template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template("page.html").render(
         title=f"{config['data']['name']}: {len(cells)} cells, {len(runs)} runs",
@@ -33,16 +36,14 @@ def write_report(folder: str | Path) -> Path:
         rows=comparison.rows(),
         lowest=min(range(len(cells)), key=lambda i: cells[i].best.test),
         figures=[
-            (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False)))
+            (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=FIGURE)))
             for heading, note, figure in figures(cells)
         ],
-        data=config["data"],
-        recipe={name: value for name, value in config["settings"].items() if name not in VARIED},
-        precision=sorted({run.config["training"]["precision"] for run in runs}),
-        machine=config["machine"],
+        settings={"Data": config["data"], "Model": config["model"], "Training": config["training"] | options}
+        | {"Machine": config["machine"] | {"dnt": __version__}},
+        varied=VARIED,
         runs=sorted(run.path.name for run in runs),
         plotly=Markup(get_plotlyjs()),
-        version=__version__,
     )  # fmt: skip
     with atomic_write(comparison.page) as file:
         file.write(page.encode())
@@ -50,8 +51,8 @@ def write_report(folder: str | Path) -> Path:
 
 
 def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
-    """Heading, note and figure of each plot."""
-    lines = "Lines: training loss, mean of ten steps. Dots: the whole validation split. Each cell at its best setting."
+    """Heading, note and figure of each plot, every cell at its best setting."""
+    lines = "Lines: training loss, mean of ten steps, after the first 5%. Dots: the whole validation split."
     yield "Loss by step", lines, curves(cells, "step", "step")
     yield "Loss by wall-clock", lines + " Compilation is included.", curves(cells, "elapsed", "seconds of training")
     yield (
@@ -75,7 +76,7 @@ def styled(x: str, y: str, **layout: Any) -> go.Figure:
             "template": "plotly_white",
             "height": 420,
             "margin": {"l": 60, "r": 20, "t": 20, "b": 50},
-            "legend": {"orientation": "h", "y": 1.12},
+            "legend": {"orientation": "h", "y": -0.18},
         }
         | layout
     )
@@ -91,7 +92,7 @@ def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
     for cell, line in colored(cells):
         for i, run in enumerate(cell.best.runs):
             for event, value, mode in (("train", "loss", "lines"), ("evaluation", "validation", "markers")):
-                rows = [row for row in run.rows(event) if row["step"] > 1]
+                rows = [row for row in run.rows(event) if row["step"] >= LEFT_OUT * run.rows(event)[-1]["step"]]
                 figure.add_scatter(
                     x=[row[column] for row in rows],
                     y=[row[value] for row in rows],

@@ -114,7 +114,7 @@ class Comparison:
     def columns(self) -> list[str]:
         return [
             "placement", "optimizer", "lr", "wd", "test loss", "validation", "seeds",
-            "clipped steps", "state bytes/param", "peak memory", "tokens/s", "train time",
+            "clipped", "state B/param", "peak memory", "tokens/s", "time",
         ]  # fmt: skip
 
     def rows(self) -> list[list[str]]:

@@ -1,0 +1,50 @@
+"""The code blocks of README and docs, executed."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dnt.cli import main
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    pytest.param(language, code, id=f"{page.stem}-{i}")
+    for page in PAGES
+    for i, (language, code) in enumerate(re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), flags=re.S | re.M))
+]
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS)
+def test_code_blocks_run(language, code, workplace):
+    """Python as it stands; make as a dry run; dnt for real, but with a tiny model and three steps."""
+    if language == "python":
+        exec(compile(code, "code block", "exec"), {})
+        return
+    assert language == "sh", f"a block in {language!r} is not checked"
+    Path("words.txt").rename("my.txt")
+    for line in re.sub(r"\\\n\s*", "", code).splitlines():
+        program, *arguments = shlex.split(line)
+        if program == "make":
+            subprocess.run(["make", "-n", "-C", str(ROOT), *arguments], check=True, stdout=subprocess.DEVNULL)
+            continue
+        assert program == "dnt", line
+        if arguments[0] in ("train", "compare") and "--resume" not in arguments:
+            arguments += [*TINY, "--steps", "3"]
+        assert main(arguments) == 0, line
+
+
+def test_the_tree_in_the_readme_names_every_file():
+    tree = re.search(r"^```\nsrc/dnt/\n(.*?)^tests/", (ROOT / "README.md").read_text(), flags=re.S | re.M).group(1)
+    named = set(re.findall(r"(\w+\.py)\b", tree))
+    assert named == {path.name for path in (ROOT / "src/dnt").rglob("*.py")} - {"__init__.py", "__main__.py"}
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
