@@ -15,7 +15,7 @@ from dnt.experiments.compare import flags, grid, name_of, values
 from dnt.report.page import write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
-from tests.conftest import TINY
+from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
 COMPARE = ["compare", "--data", "words.txt", *TINY, "--steps", "12", "--eval-every", "6", "--out", "cmp"]
 
@@ -171,14 +171,15 @@ def test_the_best_setting_is_by_validation_and_the_table_reports_its_test_loss(f
 
 def test_the_verdict_states_the_gap_whoever_wins(folder, tmp_path):
     verdict = Comparison(folder).verdict
-    assert verdict.startswith("Lowest test loss: ") and verdict.endswith(" +0.0%. Means of 2 seeds.")
-    assert "2.100 nats a token" in verdict
+    assert verdict.startswith("Lowest test loss: ") and verdict.endswith(" Means of 2 seeds.")
+    assert "2.100 nats a token" in verdict and "+0.0%" in verdict and "as good as pre-ln + adamw, " in verdict
     only = tmp_path / "only"
     hand_written(only, "pre-ln", "adamw", 0.1, 0, 3.0, 3.0)
     hand_written(only, "dnt", "msgdw", 0.1, 0, 2.0, 2.0)
     hand_written(only, "dnt", "adamw", 0.1, 0, 999, 999)
     assert Comparison(only).verdict == (
         "Lowest test loss: dnt + msgdw, 2.000 nats a token; pre-ln + adamw +50.0%; dnt + adamw diverged. "
+        "The claim, dnt + msgdw as good as pre-ln + adamw, holds here (-33.3%). "
         "One seed: suggestive, not evidence."
     )
 
@@ -197,6 +198,25 @@ def test_names_in_a_page_are_escaped(tmp_path):
     config["data"]["name"] = "<script>alert(1)</script>"
     path.write_text(json.dumps(config))
     assert "<script>alert(1)" not in write_report(tmp_path).read_text()
+
+
+def test_runs_that_differ_in_more_than_a_cell_never_share_a_table(folder):
+    path = next(folder.glob("dnt-*/config.json"))
+    path.write_text(path.read_text().replace('"precision": "32"', '"precision": "bf16-mixed"'))
+    with pytest.raises(ValueError, match=r"cannot stand in one table: training has precision = '.*' and '.*'"):
+        write_report(folder)
+
+
+def test_runs_of_fit_are_reported_too(workplace):
+    for placement in ("pre-ln", dnt.Placement(attn=dnt.Slots(mid=True), mlp=dnt.Slots(mid=True))):
+        model = tiny_model(placement=placement)
+        data = dnt.prepare("words.txt", context=16)
+        dnt.fit(model, data, tiny_msgdw(model), out=f"runs/{placement == 'pre-ln'}", **OPTIONS)
+    write_report("runs")
+    assert [row[:3] for row in Comparison(Path("runs")).rows()] == [
+        ["pre-ln", "msgdw", "0.1"],
+        ["custom", "msgdw", "0.1"],
+    ]
 
 
 def test_a_folder_without_finished_runs_is_named(tmp_path):

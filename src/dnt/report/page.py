@@ -27,7 +27,8 @@ def write_report(folder: str | Path) -> Path:
     cells = comparison.cells
     runs = [run for cell in cells for setting in cell.settings for run in setting.runs]
     config = runs[0].config
-    options = {name: config["settings"].get(name) for name in ("momentum", "nesterov", "betas")}
+    asked = config["settings"] or {}
+    options = {name: asked[name] for name in ("momentum", "nesterov", "betas") if name in asked}
     template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template("page.html").render(
         title=f"{config['data']['name']}: {len(cells)} cells, {len(runs)} runs",

@@ -77,14 +77,11 @@ class Comparison:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        finished = []
-        for path in sorted(self.folder.glob("*/config.json")):
-            run = Run(path.parent)
-            if end := run.end:
-                asked = run.config["settings"]
-                finished.append((asked["placement"], asked["optimizer"], asked["lr"], asked["weight_decay"], run, end))
+        runs = [Run(path.parent) for path in sorted(self.folder.glob("*/config.json"))]
+        finished = [(*varied(run.config), run, run.end) for run in runs if run.end]
         if not finished:
             raise ValueError(f"{self.folder} holds no finished run.")
+        check_comparable([row[4] for row in finished])
         finished.sort(key=lambda row: row[:4])
         cells = []
         for (placement, optimizer), of_cell in groupby(finished, key=lambda row: row[:2]):
@@ -93,8 +90,8 @@ class Comparison:
                 runs, ends = zip(*(row[4:] for row in rows), strict=True)
                 settings.append(Setting(placement, optimizer, lr, decay, runs, ends))
             cells.append(Cell(placement, optimizer, tuple(settings)))
-        known = list(PLACEMENTS)
-        return tuple(sorted(cells, key=lambda cell: (known.index(cell.placement), cell.optimizer)))
+        rank = {name: i for i, name in enumerate(PLACEMENTS)}
+        return tuple(sorted(cells, key=lambda cell: (rank.get(cell.placement, len(rank)), cell.optimizer)))
 
     @property
     def page(self) -> Path:
@@ -109,7 +106,17 @@ class Comparison:
         parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
         seeds = min(len(cell.best.ends) for cell in self.cells)
         basis = "One seed: suggestive, not evidence." if seeds == 1 else f"Means of {seeds} seeds."
-        return "; ".join(parts) + f". {basis}"
+        return f"{'; '.join(parts)}. {self.claim}{basis}"
+
+    @property
+    def claim(self) -> str:
+        """Whether the paper's claim holds among these cells; empty if they do not say."""
+        losses = {cell.name: cell.best.test for cell in self.cells}
+        if not {"dnt + msgdw", "pre-ln + adamw"} <= losses.keys():
+            return ""
+        gap = losses["dnt + msgdw"] / losses["pre-ln + adamw"] - 1
+        holds = "holds" if gap <= 0 else "does not hold"
+        return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({gap:+.1%}). "
 
     def columns(self) -> list[str]:
         return [
@@ -144,6 +151,29 @@ class Comparison:
         for row in self.rows():
             table.add_row(*row)
         return table
+
+
+def varied(config: dict[str, Any]) -> tuple[str, str, float, float]:
+    """Placement, optimizer, learning rate and decay of a run, of `dnt train` or of `dnt.fit`."""
+    if asked := config["settings"]:
+        return asked["placement"], asked["optimizer"], asked["lr"], asked["weight_decay"]
+    placement, group = config["model"]["placement"], config["optimizer"]["groups"][0]
+    name = placement if isinstance(placement, str) else "custom"
+    return name, config["optimizer"]["class"].lower(), group["lr"], group["weight_decay"]
+
+
+def check_comparable(runs: list[Run]) -> None:
+    """ValueError naming the first thing in which runs differ that one table must share."""
+    first = runs[0].config
+    for run in runs[1:]:
+        config = run.config
+        for section, free in (("data", ()), ("model", ("placement",)), ("training", ("seed",))):
+            for name, value in config[section].items():
+                if name not in free and value != first[section].get(name):
+                    raise ValueError(
+                        f"{run.path} and {runs[0].path} cannot stand in one table: {section} has {name} = {value!r} "
+                        f"and {first[section].get(name)!r}. Move one of them to another folder."
+                    )
 
 
 def relative(loss: float, best: float) -> str:
