@@ -1,6 +1,7 @@
 """Text from a trained run."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,8 +11,9 @@ from dnt.settings import SampleSettings
 from dnt.weights import load
 
 
-def sample(run: str | Path, settings: SampleSettings = SampleSettings()) -> str:  # noqa: B008 (frozen)
-    """The prompt and what the run's model makes of it."""
+def sample(run: str | Path, settings: SampleSettings | None = None, **options: Any) -> str:
+    """The prompt and what the run's model makes of it; options are the fields of SampleSettings."""
+    settings = settings or SampleSettings(**options)
     model = load(run)
     tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dnt.data.tokenizers import TOKENIZERS, ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from
@@ -168,7 +169,8 @@ def write_tokens(folder: Path, name: str, root: Path, files: list[Path], kind: s
 
     percent = TextColumn("{task.percentage:.0f}%")
     columns = (TextColumn(f"preparing {name}"), BarColumn(), percent, TimeRemainingColumn())
-    with Progress(*columns, disable=not show or not sys.stderr.isatty()) as bar:
+    shown = show and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         passes = 2 if kind == "char" else 1
         task = bar.add_task("", total=passes * sum(p.stat().st_size for p in files))
         advance: Callable[[str], None] = lambda text: bar.advance(task, len(text))  # noqa: E731

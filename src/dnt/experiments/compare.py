@@ -21,6 +21,7 @@ from dnt.settings import CompareSettings, Recipe, TrainSettings
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md).
 LEARNING_RATES = ("adamw=3e-3", "msgdw=0.3")
 WEIGHT_DECAYS = ("adamw=0.1", "msgdw=1e-4")
+STDERR = 2  # where the output of a cell goes: it is progress, the result is the table
 
 
 def compare(settings: CompareSettings | None = None, **options: Any) -> Comparison:
@@ -127,7 +128,7 @@ def flags(cell: TrainSettings) -> list[str]:
 
 def run_child(command: list[str]) -> int:
     """Run to the end; SIGINT and SIGTERM are the child's, which saves its state and exits with 130."""
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, stdout=STDERR) as child:
         before_int = signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the child too
         before_term = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:

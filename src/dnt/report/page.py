@@ -43,7 +43,7 @@ def write_report(folder: str | Path) -> Path:
         settings={"Data": config["data"], "Model": config["model"], "Training": config["training"] | options}
         | {"Machine": config["machine"] | {"dnt": __version__}},
         varied=VARIED,
-        runs=sorted(run.path.name for run in runs),
+        every_setting=comparison.settings(),
         plotly=Markup(get_plotlyjs()),
     )  # fmt: skip
     with atomic_write(comparison.page) as file:

@@ -145,6 +145,15 @@ class Comparison:
             rows.append(row)
         return rows
 
+    def settings(self) -> list[list[str]]:
+        """Every setting that was tried: placement, optimizer, lr, wd, validation, test, seeds."""
+        return [
+            [cell.placement, cell.optimizer, f"{setting.lr:g}", f"{setting.weight_decay:g}"]
+            + [f"{setting.validation:.4f}", f"{setting.test:.4f}", f"{len(setting.ends)}"]
+            for cell in self.cells
+            for setting in cell.settings
+        ]
+
     def table(self) -> Table:
         """For a terminal."""
         table = Table(*self.columns())
