@@ -11,7 +11,7 @@ import pytest
 
 import dnt
 from dnt.cli import COMMANDS, main
-from dnt.experiments.compare import flags, grid, name_of, values
+from dnt.experiments.compare import flags, grid, name_of
 from dnt.report.page import write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
@@ -20,17 +20,33 @@ from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 COMPARE = ["compare", "--data", "words.txt", *TINY, "--steps", "12", "--eval-every", "6", "--out", "cmp"]
 
 
-def test_learning_rates_go_to_the_closest_key():
-    entries = ("adamw=1e-3", "msgdw=0.1,0.3", "dnt/msgdw=1")
-    assert values(entries, "dnt", "msgdw", "lr") == [1.0]
-    assert values(entries, "pre-ln", "msgdw", "lr") == [0.1, 0.3]
-    assert values((*entries, "msgdw=7"), "pre-ln", "msgdw", "lr") == [7.0], "the later entry wins"
-    with pytest.raises(ValueError, match="--lr got 'msgdw:1'; write KEY=VALUE"):
-        values(("msgdw:1",), "dnt", "msgdw", "lr")
-    with pytest.raises(ValueError, match="--lr got 'msgdw=fast'"):
-        values(("msgdw=fast",), "dnt", "msgdw", "lr")
-    with pytest.raises(ValueError, match="no --lr for dnt/lion; give one, for example --lr lion=1e-3"):
-        values(entries, "dnt", "lion", "lr")
+def rates(**fields) -> dict[str, list[float]]:
+    cells: dict[str, list[float]] = {}
+    for cell in grid(CompareSettings(**fields)):
+        cells.setdefault(f"{cell.placement}/{cell.optimizer}", []).append(cell.lr)
+    return cells
+
+
+def test_learning_rates_go_to_the_closest_key_and_what_is_given_beats_the_default():
+    given = rates(lr=("adamw=1e-3", "msgdw=0.1,0.3", "dnt/msgdw=1"))
+    assert given == {"pre-ln/adamw": [1e-3], "pre-ln/msgdw": [0.1, 0.3], "dnt/adamw": [1e-3], "dnt/msgdw": [1.0]}
+    assert all(len(default) == 1 for default in rates().values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": ("msgdw",)}, "--lr got 'msgdw'; write KEY=VALUE[,VALUE...], e.g. msgdw=0.1,0.3."),
+        ({"lr": ("msgdw=fast",)}, "--lr got 'msgdw=fast'; write"),
+        ({"lr": ("dmt/msgdw=1",)}, "unknown cell in --lr 'dmt/msgdw'. Did you mean 'dnt/msgdw'?"),
+        ({"weight_decay": ("sgd=1",)}, "unknown cell in --weight-decay 'sgd'. Did you mean 'msgdw'?"),
+        ({"optimizers": ("lion",)}, "no --lr for pre-ln/lion; give one, for example --lr lion=1e-3"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_named(fields, message):
+    with pytest.raises(ValueError) as error:
+        rates(**fields)
+    assert message in str(error.value)
 
 
 def test_a_grid_holds_every_combination_once():

@@ -19,8 +19,8 @@ from dnt.runs import Run, read_json, write_json
 from dnt.settings import CompareSettings, Recipe, TrainSettings
 
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md).
-LEARNING_RATES = ("adamw=3e-3", "msgdw=0.3")
-WEIGHT_DECAYS = ("adamw=0.1", "msgdw=1e-4")
+LEARNING_RATES = {"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2]}
+WEIGHT_DECAYS = {"adamw": [0.1], "msgdw": [1e-4]}
 STDERR = 2  # where the output of a cell goes: it is progress, the result is the table
 
 
@@ -32,6 +32,10 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     settings = settings or CompareSettings(**options)
     folder = Path(settings.out or f"runs/compare-{Path(settings.data).stem}")
     cells = list(grid(settings))
+    if not settings.lr and shared_by_all(settings) != asdict(Recipe()):
+        print(
+            "dnt: learning rates of the default job; a list for each cell (--lr) tunes them for this.", file=sys.stderr
+        )
     claim(folder, settings)
     for i, cell in enumerate(cells, 1):
         if settings.precision == "auto":  # what the first cell finds holds for all, on another machine too
@@ -44,34 +48,49 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     return Comparison(folder)
 
 
+def shared_by_all(settings: CompareSettings) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in fields(Recipe)}
+
+
 def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
     """The settings of every cell."""
-    shared = {field.name: getattr(settings, field.name) for field in fields(Recipe)}
+    shared = shared_by_all(settings)
+    rates = numbers_by_key(settings.lr, settings, "lr")
+    decays = numbers_by_key(settings.weight_decay, settings, "weight-decay")
     for placement, optimizer, seed in product(settings.placements, settings.optimizers, settings.seeds):
         lookup(PLACEMENTS, placement, "placement")
-        rates = values((*LEARNING_RATES, *settings.lr), placement, optimizer, "lr")
-        decays = values((*WEIGHT_DECAYS, *settings.weight_decay), placement, optimizer, "weight-decay")
-        for lr, decay in product(rates, decays):
+        keys = (f"{placement}/{optimizer}", optimizer)  # the closer one first
+        for lr, decay in product(
+            chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
+        ):
             yield TrainSettings(
                 **shared, placement=placement, optimizer=optimizer, seed=seed, lr=lr, weight_decay=decay
             )
 
 
-def values(entries: tuple[str, ...], placement: str, optimizer: str, option: str) -> list[float]:
-    """The numbers that the entries KEY=VALUE[,VALUE...] give a cell: the closer key wins, then the later entry."""
-    table: dict[str, list[float]] = {}
+def numbers_by_key(entries: tuple[str, ...], settings: CompareSettings, option: str) -> dict[str, list[float]]:
+    """KEY=VALUE[,VALUE...] as a table; ValueError for an entry that is malformed or of no cell."""
+    cells = [*settings.optimizers, *("/".join(pair) for pair in product(settings.placements, settings.optimizers))]
+    table = {}
     for entry in entries:
-        key, equals, numbers = entry.partition("=")
+        key, _, numbers = entry.partition("=")
+        lookup(dict.fromkeys(cells), key, f"cell in --{option}")
         try:
             table[key] = [float(number) for number in numbers.split(",")]
         except ValueError:
-            equals = ""
-        if not equals:
-            raise ValueError(f"--{option} got {entry!r}; write KEY=VALUE[,VALUE...], for example dnt/msgdw=0.1,0.3.")
-    for key in (f"{placement}/{optimizer}", optimizer):
-        if key in table:
-            return table[key]
-    raise ValueError(f"no --{option} for {placement}/{optimizer}; give one, for example --{option} {optimizer}=1e-3.")
+            raise ValueError(f"--{option} got {entry!r}; write KEY=VALUE[,VALUE...], e.g. {key}=0.1,0.3.") from None
+    return table
+
+
+def chosen(
+    keys: tuple[str, ...], given: dict[str, list[float]], default: dict[str, list[float]], option: str
+) -> list[float]:
+    """What was given for the closest of a cell's keys, else the default."""
+    for table in (given, default):
+        for key in keys:
+            if key in table:
+                return table[key]
+    raise ValueError(f"no --{option} for {keys[0]}; give one, for example --{option} {keys[-1]}=1e-3.")
 
 
 def name_of(cell: TrainSettings) -> str:
@@ -80,8 +99,7 @@ def name_of(cell: TrainSettings) -> str:
 
 def claim(folder: Path, settings: CompareSettings) -> None:
     """Note in the folder what its cells share; ValueError if it holds the cells of another recipe."""
-    shared = {field.name: getattr(settings, field.name) for field in fields(Recipe)}
-    shared["betas"] = list(settings.betas)
+    shared = shared_by_all(settings) | {"betas": list(settings.betas)}  # JSON has no tuples
     path = folder / "compare.json"
     if path.exists():
         for name, before in read_json(path, "a comparison").items():

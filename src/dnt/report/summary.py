@@ -148,8 +148,10 @@ class Comparison:
     def settings(self) -> list[list[str]]:
         """Every setting that was tried: placement, optimizer, lr, wd, validation, test, seeds."""
         return [
-            [cell.placement, cell.optimizer, f"{setting.lr:g}", f"{setting.weight_decay:g}"]
-            + [f"{setting.validation:.4f}", f"{setting.test:.4f}", f"{len(setting.ends)}"]
+            [
+                *(cell.placement, cell.optimizer, f"{setting.lr:g}", f"{setting.weight_decay:g}"),
+                *(f"{setting.validation:.4f}", f"{setting.test:.4f}", f"{len(setting.ends)}"),
+            ]
             for cell in self.cells
             for setting in cell.settings
         ]
