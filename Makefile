@@ -16,11 +16,9 @@ test: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-.venv/bin/pip:
+.venv/installed-run: pyproject.toml constraints.txt
 	@$(PYTHON) tools/preflight.py
-	$(PYTHON) -m venv .venv
-
-.venv/installed-run: .venv/bin/pip pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --constraint constraints.txt --editable .
 	@touch $@
 

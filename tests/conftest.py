@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 import dnt
+
+hypothesis.settings.register_profile("same everywhere", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("same everywhere")
 
 # What a test run adds to `dnt train` or `dnt compare`: 20 thousand parameters, no compilation
 TINY = ["--depth", "2", "--dim", "32", "--heads", "2", "--context", "16", "--batch-size", "4", "--warmup", "2"]

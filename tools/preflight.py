@@ -3,6 +3,7 @@
 Runs on any Python 3, so that an old one gets the line too.
 """
 
+import os
 import shutil
 import sys
 
@@ -30,11 +31,8 @@ def main():
     found = list(problems())
     for problem in found:
         print("preflight: " + problem, file=sys.stderr)
-    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
-        print(
-            "preflight: no C++ compiler (g++ or clang++): torch.compile is not available, training will run eagerly.",
-            file=sys.stderr,
-        )
+    if not shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")):
+        print("preflight: no C++ compiler (g++): training will run eagerly, without torch.compile.", file=sys.stderr)
     return 2 if found else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from dnt.lookup import lookup
 from dnt.settings import CompareSettings, SampleSettings, TrainSettings
 
 
@@ -65,9 +66,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0, 1 when training diverged, 2 for bad input, 130 when interrupted."""
+    """Run a command; the exit status: 0, 1 when training diverged, 2 for bad input, 130 when interrupted.
+
+    SystemExit, also with 2, for --help and for options that do not parse.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments and not arguments[0].startswith("-"):
+            lookup(COMMANDS, arguments[0], "command")
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="dnt",
@@ -80,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         return complain(error, 1)
     except KeyboardInterrupt as interrupt:
-        return complain(interrupt or "interrupted", 130)
+        return complain(str(interrupt) or "interrupted", 130)
     return 0
 
 

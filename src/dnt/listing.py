@@ -14,21 +14,27 @@ from dnt.nn.config import GPT_SIZES, gpt_parameters
 from dnt.nn.placement import PLACEMENTS
 
 
-def docstrings(file: str, table: str) -> dict[str, list[str]]:
-    """For each row of a table (a dict literal of names in dnt/FILE), the paragraphs of the docstring behind it."""
+def definitions(file: str, table: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    """The class or function behind each row of a table (a dict literal of names in dnt/FILE)."""
     tree = ast.parse((Path(__file__).parent / file).read_text())
-    documented = {
-        node.name: (ast.get_docstring(node) or "").split("\n\n")
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    }
+    defined = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     rows = next(
         node.value
         for node in tree.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table
     )
     assert isinstance(rows, ast.Dict)
-    return {ast.literal_eval(k): documented[ast.unparse(v)] for k, v in zip(rows.keys, rows.values, strict=True) if k}
+    return {ast.literal_eval(k): defined[ast.unparse(v)] for k, v in zip(rows.keys, rows.values, strict=True) if k}
+
+
+def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
+    """Formula and source of a row, and the defaults of its options if it is a function."""
+    formula, source, *_ = (ast.get_docstring(node) or "").split("\n\n")
+    row = [formula, source.split(". ")[0]]
+    if isinstance(node, ast.FunctionDef):
+        options = zip(node.args.args[-len(node.args.defaults) :], node.args.defaults, strict=True)
+        row.append(", ".join(f"{option.arg} {ast.unparse(value)}" for option, value in options))
+    return row
 
 
 def print_tables() -> None:
@@ -37,11 +43,14 @@ def print_tables() -> None:
     for name, placement in PLACEMENTS.items():
         placements.add_row(name, placement.formula(), placement.source)
     console.print(placements)
-    for what, file, table in (("norm", "nn/norms.py", "NORMS"), ("optimizer", "optim/factory.py", "OPTIMIZERS")):
-        rows = Table(what, "formula", "source")
-        for name, (formula, source, *_) in docstrings(file, table).items():
-            rows.add_row(name, formula, source.split(". ")[0])
-        console.print(rows)
+    norms = Table("norm", "formula", "source")
+    for name, node in definitions("nn/norms.py", "NORMS").items():
+        norms.add_row(name, *described(node))
+    console.print(norms)
+    optimizers = Table("optimizer", "formula", "source", "defaults")
+    for name, node in definitions("optim/factory.py", "OPTIMIZERS").items():
+        optimizers.add_row(name, *described(node))
+    console.print(optimizers)
     sizes = Table("model", "depth x dim x heads", "context", "vocabulary", "parameters")
     for name, size in GPT_SIZES.items():
         shape = f"{size.depth} x {size.dim} x {size.heads}"

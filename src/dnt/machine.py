@@ -5,10 +5,15 @@ import platform
 import resource
 import shutil
 import sys
+import sysconfig
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 
 def best_precision() -> str:
@@ -20,12 +25,30 @@ def best_precision() -> str:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile has the C++ compiler it needs on a CPU; a warning if not."""
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if torch.cuda.is_available() or any(shutil.which(name) for name in compilers if name):
+    """Whether torch.compile finds the compiler and the Python headers that it calls; a warning if not."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(compiler):
+        missing = f"no C++ compiler ({compiler})"
+    elif not Path(sysconfig.get_path("include"), "Python.h").exists():
+        missing = "no Python headers (Debian, Ubuntu: apt-get install python3-dev)"
+    else:
         return True
-    warnings.warn("no C++ compiler found (g++ or clang++): training runs eagerly, which is slower.", stacklevel=3)
+    warnings.warn(f"{missing}: training runs eagerly, which is slower.", stacklevel=3)
     return False
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Sums in a fixed order on a CPU: with several threads the compiled gradient of an embedding has none else."""
+    memory: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before[0] or device.type == "cpu")
+    memory.fill_uninitialized_memory = False  # it would only matter to a reader of what was never written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -42,4 +65,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count what the parent held when it started this process
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -4,12 +4,14 @@
     log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, end or diverged
     model.safetensors   the weights at the last checkpoint: what load and sample read
     tokenizer.json      how to turn text into the model's tokens and back
-    checkpoint/         private resume state, step-NNNNNNNNN.pt; only --resume opens it
+    checkpoint/         private resume state, step-STEP-SHA256.pt; only --resume opens it
     tensorboard/        the same curves, live
 
-Files are written under a temporary name, synced, and renamed: a reader finds the old or the new one, never a part.
+Files but the log are written under a temporary name, synced, and renamed: a reader finds the old or the new one.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,37 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-UNFINISHED = ".unfinished"
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends without an error, and nothing otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + UNFINISHED)
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as file:
-        file.write(json.dumps(value, indent=1).encode())
-
-
-def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file; ValueError naming it if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{path.parent} is not {what}: it has no {path.name}.") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {what} is damaged there.") from None
+from dnt.files import atomic_write, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -59,7 +31,10 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json", "a run folder")
+        config = read_json(self.path / "config.json", "a run folder")
+        if not isinstance(config, dict) or "model" not in config:
+            raise ValueError(f"{self.path / 'config.json'} is damaged: it describes no model.")
+        return config
 
     @property
     def weights(self) -> Path:
@@ -73,9 +48,12 @@ class Run:
         except FileNotFoundError:
             return []
         try:
-            return [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in lines]
         except ValueError as error:
             raise ValueError(f"{self.path / 'log.jsonl'} is damaged ({error}); remove the broken line.") from None
+        if not all(isinstance(row, dict) and {"event", "step"} <= row.keys() for row in rows):
+            raise ValueError(f"{self.path / 'log.jsonl'} is damaged: a line is no event; remove it.")
+        return rows
 
     def rows(self, event: str) -> list[dict[str, Any]]:
         return [row for row in self.log if row["event"] == event]
@@ -85,6 +63,17 @@ class Run:
         """The final row: "end" with the results, or "diverged"; None while unfinished."""
         last = self.log[-1:]
         return last[0] if last and last[0]["event"] in ("end", "diverged") else None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The right to write here; ValueError if another process has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is training into {self.path}; wait for it or stop it.") from None
+            yield
 
     def start(self, config: dict[str, Any], tokenizer: dict[str, Any]) -> None:
         """Begin a new run here; ValueError if there is one already."""
@@ -107,14 +96,26 @@ class Run:
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """Step and path of the newest complete checkpoint."""
-        found = sorted((self.path / "checkpoint").glob("step-*.pt"))
-        return (int(found[-1].stem.removeprefix("step-")), found[-1]) if found else None
+        found = sorted((self.path / "checkpoint").glob("step-*-*.pt"))
+        return (int(found[-1].stem.split("-")[1]), found[-1]) if found else None
 
     def write_checkpoint(self, step: int, write: Callable[[BinaryIO], None]) -> None:
-        """Write the resume state after `step` steps, then remove older ones."""
+        """Write the resume state after `step` steps, its name the digest of its content; then remove older ones."""
         path = self.path / "checkpoint" / f"step-{step:09d}.pt"
         with atomic_write(path) as file:
             write(file)
-        for older in path.parent.glob("step-*.pt"):
-            if older != path:
-                older.unlink()
+        whole = path.with_name(f"{path.stem}-{digest(path)}.pt")
+        os.replace(path, whole)
+        for other in path.parent.iterdir():
+            if other != whole:
+                other.unlink()
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint still has the content it was written with."""
+    return checkpoint.stem.endswith(digest(checkpoint))

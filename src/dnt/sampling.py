@@ -1,19 +1,20 @@
 """Text from a trained run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dnt.data.tokenizers import tokenizer_from
-from dnt.runs import read_json
+from dnt.files import read_json
 from dnt.settings import SampleSettings
 from dnt.weights import load
 
 
 def sample(run: str | Path, settings: SampleSettings | None = None, **options: Any) -> str:
     """The prompt and what the run's model makes of it; options are the fields of SampleSettings."""
-    settings = settings or SampleSettings(**options)
+    settings = replace(settings or SampleSettings(), **options)
     model = load(run)
     tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
     if tokenizer.vocab_size > model.config.vocab_size:

@@ -1,5 +1,6 @@
 """The training loop; the only file that knows Lightning Fabric."""
 
+import json
 import logging
 import math
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -21,11 +22,11 @@ from torch.utils.tensorboard import SummaryWriter
 from dnt.analysis.gradients import gradient_histogram
 from dnt.data.tokens import TextData, Windows, prepare
 from dnt.interrupt import stop_requested
-from dnt.machine import best_precision, can_compile, describe_machine, peak_memory_bytes
+from dnt.machine import best_precision, can_compile, describe_machine, deterministic, peak_memory_bytes
 from dnt.nn.gpt import GPT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import SCHEDULES
-from dnt.runs import Run
+from dnt.runs import Run, is_whole
 from dnt.settings import PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model, save_weights
 
@@ -93,9 +94,12 @@ def fit(
     """
     settings = FitSettings(**options)
     check_match(model, data)
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be at least 0.")
     run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     precision = best_precision() if settings.precision == "auto" else settings.precision
-    fabric = Fabric(accelerator="auto", devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
     config = {
         "model": describe_model(model),
         "data": data.describe(),
@@ -104,25 +108,45 @@ def fit(
         "settings": made_by,
         "machine": describe_machine(fabric.device),
     }
-    state = {}
+    config = json.loads(json.dumps(config))
     if resume:
         check_same(run, config)
-        state = read_checkpoint(run)
-        run.rewind_log(state.get("step", -1))
-    else:
-        run.start(config, data.tokenizer.describe())
-    torch.manual_seed(seed)
-    loop = Loop(fabric, model, data, optimizer, run, settings, seed)
-    with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, progress) as show:
-        try:
-            loop.restore(state)
+        if run.end and run.end["event"] == "end":
+            return run
+    with writing(run), deterministic(fabric.device):
+        state = read_checkpoint(run) if resume else {}
+        if resume:
+            run.rewind_log(state.get("step", -1))
+        else:
+            run.start(config, data.tokenizer.describe())
+        if progress:
+            print(announcement(config), file=sys.stderr, flush=True)
+        torch.manual_seed(seed)
+        loop = Loop(fabric, model, data, optimizer, run, settings, seed)
+        loop.restore(state)
+        with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, progress) as show:
             loop.run_to_end(stopping, show)
-        except OSError as error:
-            raise OSError(
-                f"cannot write into {run.path}: {error}. {last_good(run)}. "
-                f"Make room, then continue: dnt train --resume {run.path}"
-            ) from error
     return run
+
+
+@contextmanager
+def writing(run: Run) -> Iterator[None]:
+    """The right to write into a run folder; a full disk says what is safe."""
+    try:
+        with run.locked():
+            yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write into {run.path}: {error}. {last_good(run)}. "
+            f"Make room, then continue: dnt train --resume {run.path}"
+        ) from error
+
+
+def announcement(config: dict[str, Any]) -> str:
+    """What is about to run, in one line."""
+    data, machine = config["data"], config["machine"]
+    text = f"{data['name']} ({data['tokens']['train']:,} tokens, sha256 {data['sha256'][:12]})"
+    return f"{text}, {config['training']['precision']}, {machine['device']}"
 
 
 class Objective(nn.Module):
@@ -160,13 +184,14 @@ class Loop:
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds spent in them
         self.recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps not yet logged
-        self.recent_since = 0.0
+        self.recent_from = 0.0  # clock when the first of them began
+        self.peak_memory = 0  # of processes before this one
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state; nothing if it is empty."""
         if not state:
             return
-        self.step, self.elapsed, self.recent_since = state["step"], state["elapsed"], state["elapsed"]
+        self.step, self.elapsed, self.peak_memory = state["step"], state["elapsed"], state["peak_memory"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -174,9 +199,13 @@ class Loop:
             torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
 
     def checkpoint(self) -> None:
+        """The last loss was finite, but the update after it may have broken the weights: those are not kept."""
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            self.diverge(self.step, "the weights are no longer finite")
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
+            "peak_memory": self.most_memory(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
@@ -184,13 +213,16 @@ class Loop:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
         save_weights(self.model, self.run.weights)  # before the checkpoint: a kill between the two repeats both
-        self.run.write_checkpoint(self.step, lambda file: torch.save(state, file))
+        try:
+            self.run.write_checkpoint(self.step, lambda file: torch.save(state, file))
+        except RuntimeError as error:  # torch.save reports a full disk so
+            raise OSError(str(error).splitlines()[0]) from error
 
     def run_to_end(self, stopping: Callable[[], bool], show: Callable[[int, float, float], None]) -> None:
         """All remaining steps with their logging, evaluations and checkpoints, then the final row."""
         steps = self.settings.steps
         if self.step == 0:
-            self.log_gradients()
+            self.run.append([self.gradients()])
         self.model.train()
         while self.step < steps:
             self.train_step()
@@ -200,19 +232,20 @@ class Loop:
             if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
                 show(self.step, *self.log_recent())
             if evaluate:
-                self.log_evaluation()
+                self.run.append([self.evaluation()])
             if checkpoint:
                 self.checkpoint()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
-        self.log_gradients()
-        self.log_evaluation()
-        self.run.append([self.final_row()])
+        gradients = self.gradients()
+        validation = self.evaluation()
+        self.run.append([gradients, validation, self.result(validation["validation"])])
 
     def train_step(self) -> None:
         """One update on the batch of this step."""
         settings = self.settings
-        started = time.perf_counter()
+        if not self.recent:
+            self.recent_from = time.perf_counter()
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
@@ -226,47 +259,53 @@ class Loop:
         self.optimizer.zero_grad()
         self.recent.append((loss.detach(), norm))
         self.step += 1
-        self.elapsed += time.perf_counter() - started
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
-        pairs = [(float(loss), float(norm)) for loss, norm in self.recent]
+        pairs = [
+            (float(loss), float(norm)) for loss, norm in self.recent
+        ]  # waits for a GPU, so before the clock is read
+        seconds = time.perf_counter() - self.recent_from
+        self.elapsed += seconds
         for i, (loss, norm) in enumerate(pairs, start=self.step - len(pairs) + 1):
             if not math.isfinite(loss + norm):
-                self.run.append([{"event": "diverged", "step": i, "loss": str(loss), "grad_norm": str(norm)}])
-                raise FloatingPointError(
-                    f"step {i}: the loss is {loss}, the gradient norm {norm}. {last_good(self.run)}. Likely causes: "
-                    "too high a learning rate, too short a warm-up, no clipping (--clip 1.0)."
-                )
+                self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
         losses, norms = zip(*pairs, strict=True)
         tokens = len(pairs) * self.settings.batch_size * self.data.context
         row = {
             "loss": sum(losses) / len(losses),
             "grad_norm": max(norms),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "tokens_per_s": tokens / (self.elapsed - self.recent_since),
+            "tokens_per_s": tokens / seconds,
         }
         clipped = sum(norm > self.settings.clip > 0 for norm in norms)
         counts = {"elapsed": self.elapsed, "count": len(pairs), "clipped": clipped}
         self.run.append([{"event": "train", "step": self.step} | row | counts])
         for name, value in row.items():
             self.board.add_scalar(f"train/{name}", value, self.step)
-        self.recent, self.recent_since = [], self.elapsed
+        self.recent = []
         return row["loss"], row["tokens_per_s"]
 
-    def log_evaluation(self) -> None:
-        validation = self.evaluate(self.data.validation)
-        row = {"event": "evaluation", "step": self.step, "validation": validation, "elapsed": self.elapsed}
-        self.run.append([row])
-        self.board.add_scalar("validation/loss", validation, self.step)
+    def diverge(self, step: int, what: str) -> NoReturn:
+        self.run.append([{"event": "diverged", "step": step, "what": what}])
+        raise FloatingPointError(
+            f"step {step}: {what}. {last_good(self.run)}. Likely causes: too high a learning rate, "
+            "too short a warm-up, no clipping (--clip 1.0)."
+        )
 
-    def log_gradients(self) -> None:
+    def evaluation(self) -> dict[str, Any]:
+        """The log row of the validation loss."""
+        validation = self.evaluate(self.data.validation)
+        self.board.add_scalar("validation/loss", validation, self.step)
+        return {"event": "evaluation", "step": self.step, "validation": validation, "elapsed": self.elapsed}
+
+    def gradients(self) -> dict[str, Any]:
         """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
         self.model.eval()
         batch = self.fabric.to_device(next(self.data.validation.whole(self.settings.batch_size)))
         histogram = gradient_histogram(self.model, batch, lambda model, x, y: model.loss(x, y))
-        self.run.append([{"event": "gradients", "step": self.step} | histogram])
         self.model.train()
+        return {"event": "gradients", "step": self.step} | histogram
 
     @torch.no_grad()
     def evaluate(self, split: Windows) -> float:
@@ -278,9 +317,14 @@ class Loop:
             total += float(self.objective(*self.fabric.to_device((x, y)))) * targets
             count += targets
         self.model.train()
+        if not math.isfinite(total):
+            self.diverge(self.step, f"the loss of the {split.name} split is {total}")
         return total / count
 
-    def final_row(self) -> dict[str, Any]:
+    def most_memory(self) -> int:
+        return max(self.peak_memory, peak_memory_bytes(self.fabric.device))
+
+    def result(self, validation: float) -> dict[str, Any]:
         """What the run reached and what it cost."""
         rows = self.run.rows("train")
         states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
@@ -288,20 +332,20 @@ class Loop:
         return {
             "event": "end",
             "step": self.step,
-            "validation": self.run.rows("evaluation")[-1]["validation"],
+            "validation": validation,
             "test": self.evaluate(self.data.test),
             "train_seconds": self.elapsed,
             "tokens_per_s": rates[len(rates) // 2],
             "clipped_share": sum(row["clipped"] for row in rows) / sum(row["count"] for row in rows),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "state_bytes": sum(v.numel() * v.element_size() for v in states),
-            "peak_memory_bytes": peak_memory_bytes(self.fabric.device),
+            "peak_memory_bytes": self.most_memory(),
         }
 
 
 def check_match(model: GPT, data: TextData) -> None:
     """ValueError if the model cannot read the data."""
-    if model.config.vocab_size < data.vocab_size:
+    if model.config.vocab_size != data.vocab_size:
         raise ValueError(
             f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
             f"build the model with vocab_size={data.vocab_size}."
@@ -322,18 +366,11 @@ def check_same(run: Run, config: dict[str, Any]) -> None:
     stored = run.config
     for section in ("model", "data", "optimizer", "training"):
         for name, before in stored.get(section, {}).items():
-            if repr(before) != repr(now := as_json(config[section].get(name))):
+            if before != (now := config[section].get(name)):
                 raise ValueError(
                     f"cannot resume {run.path}: in its {section}, {name} was {before!r} and is now {now!r}. "
                     "Resume with what it was started with, or start a new run."
                 )
-
-
-def as_json(value: Any) -> Any:
-    """The value as JSON reads it back: tuples are lists."""
-    if isinstance(value, dict):
-        return {k: as_json(v) for k, v in value.items()}
-    return [as_json(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def read_checkpoint(run: Run) -> dict[str, Any]:
@@ -342,11 +379,13 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
     if not found:
         return {}
     _, path = found
+    damaged = f"{path} is damaged; delete it to start {run.path} again from step 0."
+    if not is_whole(path):
+        raise ValueError(damaged)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged ({reason}); delete it to start {run.path} again from step 0.") from None
+    except UnpicklingError:  # it would execute code
+        raise ValueError(damaged) from None
 
 
 def last_good(run: Run) -> str:
@@ -366,5 +405,6 @@ def progress_bar(run: Run, steps: int, enabled: bool) -> Iterator[Callable[[int,
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not (enabled and sys.stderr.isatty())) as bar:
-        task = bar.add_task("", total=steps, loss=math.nan, rate=0.0)
+        done = run.last_checkpoint()
+        task = bar.add_task("", total=steps, completed=done[0] if done else 0, loss=math.nan, rate=0.0)
         yield lambda step, loss, rate: bar.update(task, completed=step, loss=loss, rate=rate)

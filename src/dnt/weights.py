@@ -4,13 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 
+from dnt.files import atomic_write, write_json
 from dnt.nn.config import GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.placement import Placement, Slots
-from dnt.runs import Run, atomic_write, write_json
+from dnt.runs import Run
 
 KINDS: dict[str, tuple[type[GPT], type[GPTConfig]]] = {"gpt": (GPT, GPTConfig)}
 
@@ -37,10 +38,7 @@ def build_model(description: dict[str, Any]) -> GPT:
 def save_weights(model: GPT, path: Path) -> None:
     """Write the weights alone, tied ones once."""
     with atomic_write(path) as file:
-        try:
-            save_model(model, file.name)
-        except SafetensorError as error:  # a full disk is reported so
-            raise OSError(str(error)) from error
+        file.write(safetensors.torch.save({name: p.detach().contiguous() for name, p in model.named_parameters()}))
 
 
 def save(model: GPT, folder: str | Path) -> None:
@@ -59,7 +57,7 @@ def load(folder: str | Path) -> GPT:
         raise ValueError(f"{folder} has no model.safetensors yet; let the run reach its first checkpoint.")
     try:
         model = build_model(config["model"])
-        load_model(model, run.weights)
+        safetensors.torch.load_model(model, run.weights)
     except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} is damaged, its weights do not fit its config.json ({reason}).") from None

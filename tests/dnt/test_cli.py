@@ -1,3 +1,5 @@
+import ast
+import hashlib
 import json
 import os
 import subprocess
@@ -9,7 +11,7 @@ import torch
 
 import dnt
 from dnt.cli import main
-from dnt.listing import docstrings
+from dnt.listing import definitions, described
 from dnt.nn.placement import PLACEMENTS
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
@@ -43,6 +45,10 @@ def complaint(capfd, *arguments: str) -> str:
         (["--data", "empty.txt"], "'empty.txt' holds no text"),
         (["--context", "90000"], "the context of 90000 tokens is too long"),
         (["--lr", "-1"], "Invalid learning rate"),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["--mlp-ratio", "-1"], "mlp_ratio is -1"),
+        (["--data", "word.txt"], "no data at 'word.txt'. Did you mean 'words.txt'?"),
+        (["--data", "stdlb"], "Did you mean 'stdlib'?"),
     ],
 )
 def test_bad_input_to_train_is_one_line_with_the_fix(workplace, capfd, arguments, message):
@@ -51,11 +57,17 @@ def test_bad_input_to_train_is_one_line_with_the_fix(workplace, capfd, arguments
     assert not Path("bad").exists(), "nothing is begun that cannot go on"
 
 
-def test_bad_input_to_compare_stops_before_the_first_cell(workplace, capfd):
-    line = complaint(capfd, "compare", "--data", "words.txt", *TINY, "--optimizers", "adamw", "lion", "--out", "cmp")
-    assert "no --lr for pre-ln/lion" in line and not Path("cmp").exists()
-    line = complaint(capfd, "compare", "--data", "words.txt", *TINY, "--placements", "dmt", "--out", "cmp")
-    assert "Did you mean 'dnt'?" in line and not Path("cmp").exists()
+@pytest.mark.parametrize(
+    "arguments",
+    [["--optimizers", "lion"], ["--placements", "dmt"], ["--norm", "rms"], ["--heads", "5"], ["--data", "no"]],
+)
+def test_bad_input_to_compare_stops_before_the_first_cell(workplace, capfd, arguments):
+    complaint(capfd, "compare", "--data", "words.txt", *TINY, "--out", "cmp", *arguments)
+    assert not Path("cmp").exists()
+
+
+def test_an_unknown_command_suggests_the_nearest(capfd):
+    assert "unknown command 'trian'. Did you mean 'train'?" in complaint(capfd, "trian")
 
 
 def test_sample_continues_the_prompt_reproducibly_in_the_runs_own_alphabet(run, capfd):
@@ -97,7 +109,7 @@ def test_resume_takes_no_other_option(run, capfd):
 
 
 def test_load_and_sample_never_open_the_checkpoint_folder(run, monkeypatch):
-    (run / "checkpoint" / "step-000000005.pt").write_bytes(b"poison")
+    (run / "checkpoint" / "step-000000009-0123456789abcdef.pt").write_bytes(b"poison")
     (run / "checkpoint" / ".metadata").write_bytes(b"poison")
     opened = []
     sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
@@ -129,14 +141,18 @@ def test_list_shows_every_row_of_every_table_with_formula_and_source(capfd, monk
     )
     assert all(placement.source for placement in PLACEMENTS.values())
     for file, table, real in (("nn/norms.py", "NORMS", dnt.NORMS), ("optim/factory.py", "OPTIMIZERS", dnt.OPTIMIZERS)):
-        assert docstrings(file, table).keys() == real.keys()
-        assert all(len(paragraphs) >= 2 for paragraphs in docstrings(file, table).values())
+        assert {name: node.name for name, node in definitions(file, table).items()} == {
+            name: entry.__name__ for name, entry in real.items()
+        }
+        assert all(all(described(node)) for node in definitions(file, table).values())
 
 
 def test_data_says_what_is_in_it(workplace, capfd):
     assert main(["data", "words.txt"]) == 0
-    out = capfd.readouterr().out
-    assert "sha256" in out and "'train'" in out
+    shown = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    text = Path("words.txt").read_bytes()
+    assert shown["sha256"] == hashlib.sha256(text).hexdigest() and shown["vocab_size"] == "256"
+    assert sum(ast.literal_eval(shown["tokens"]).values()) == len(text)
 
 
 def test_python_m_dnt_is_the_command(workplace):
@@ -147,7 +163,7 @@ def test_python_m_dnt_is_the_command(workplace):
 def test_a_diverging_run_exits_with_1_and_one_line(workplace, capfd):
     arguments = ["train", "--data", "words.txt", *TINY, "--steps", "60", "--out", "run", "--clip", "0", "--placement"]
     assert main([*arguments, "pre-ln", "--lr", "1e6"]) == 1
-    [line] = capfd.readouterr().err.splitlines()
+    line = capfd.readouterr().err.splitlines()[-1]
     assert line.startswith("dnt: step ") and "Likely causes: too high a learning rate" in line
 
 

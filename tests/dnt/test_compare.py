@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,10 @@ def test_learning_rates_go_to_the_closest_key_and_what_is_given_beats_the_defaul
         ({"lr": ("msgdw=fast",)}, "--lr got 'msgdw=fast'; write"),
         ({"lr": ("dmt/msgdw=1",)}, "unknown cell in --lr 'dmt/msgdw'. Did you mean 'dnt/msgdw'?"),
         ({"weight_decay": ("sgd=1",)}, "unknown cell in --weight-decay 'sgd'. Did you mean 'msgdw'?"),
-        ({"optimizers": ("lion",)}, "no --lr for pre-ln/lion; give one, for example --lr lion=1e-3"),
+        ({"optimizers": ("adm",)}, "unknown optimizer 'adm'. Did you mean 'adamw'?"),
+        ({"norm": "rmsnrm"}, "unknown norm 'rmsnrm'. Did you mean 'rmsnorm'?"),
+        ({"placements": ("dmt",)}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        ({"heads": 3}, "heads=3 does not divide dim=128"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_named(fields, message):
@@ -115,6 +119,10 @@ def test_the_main_job_from_the_command_line(workplace, capfd):
     # another recipe does not mix with these cells
     assert main([*COMPARE, "--steps", "13"]) == 2
     assert "cmp was made with steps = 12, not 13; choose another --out." in capfd.readouterr().err
+    text = Path("words.txt").read_text()
+    Path("words.txt").write_text(text + "more")
+    assert main(COMPARE) == 2 and "cmp was made with sha256 = " in capfd.readouterr().err
+    Path("words.txt").write_text(text)
     assert main(["report", "cmp"]) == 0
 
 
@@ -126,7 +134,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(workplace):
     while len(dnt.Run(first).rows("train")) < 2:
         time.sleep(0.05)
         assert child.poll() is None
-    os.killpg(child.pid, signal.SIGINT)  # what Ctrl-C does
+    os.killpg(child.pid, signal.SIGINT)  # what Ctrl-C does; the cell is in a group of its own
     _, message = child.communicate(timeout=60)
     assert child.returncode == 130
     assert "the same command continues" in message and "Traceback" not in message
@@ -144,11 +152,16 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(workplace):
 
 def hand_written(folder: Path, placement: str, optimizer: str, lr: float, seed: int, validation: float, test: float):
     run = dnt.Run(folder / f"{placement}-{optimizer}-{lr}-{seed}")
-    asked = {"placement": placement, "optimizer": optimizer, "lr": lr, "weight_decay": 0.1, "seed": seed}
-    training = {"precision": "32"}
-    run.start(
-        {"settings": asked, "data": {"name": "x", "sha256": "0"}, "model": {}, "training": training, "machine": {}}, {}
-    )
+    group = {"lr": lr, "weight_decay": 0.1, "momentum": 0.9}
+    config = {
+        "model": {"placement": placement},
+        "data": {"name": "x", "sha256": "0"},
+        "optimizer": {"class": {"adamw": "AdamW", "msgdw": "MSGDW"}[optimizer], "groups": [group]},
+        "training": {"precision": "32", "seed": seed},
+        "settings": None,
+        "machine": {},
+    }
+    run.start(config, {})
     if test < 100:
         row = {"event": "end", "step": 5, "validation": validation, "test": test, "clipped_share": 0.5}
         row |= {
@@ -159,7 +172,7 @@ def hand_written(folder: Path, placement: str, optimizer: str, lr: float, seed: 
             "train_seconds": 60,
         }
     else:
-        row = {"event": "diverged", "step": 3, "loss": "nan", "grad_norm": "nan"}
+        row = {"event": "diverged", "step": 3, "what": "the loss is nan"}
     run.append([row])
 
 
@@ -219,7 +232,7 @@ def test_names_in_a_page_are_escaped(tmp_path):
 def test_runs_that_differ_in_more_than_a_cell_never_share_a_table(folder):
     path = next(folder.glob("dnt-*/config.json"))
     path.write_text(path.read_text().replace('"precision": "32"', '"precision": "bf16-mixed"'))
-    with pytest.raises(ValueError, match=r"cannot stand in one table: training has precision = '.*' and '.*'"):
+    with pytest.raises(ValueError, match=r"cannot stand in one table: training: precision is '.*' and '.*'"):
         write_report(folder)
 
 
@@ -233,6 +246,25 @@ def test_runs_of_fit_are_reported_too(workplace):
         ["pre-ln", "msgdw", "0.1"],
         ["custom", "msgdw", "0.1"],
     ]
+
+
+def test_optimizer_options_must_be_the_same_in_one_table(folder):
+    path = next(folder.glob("dnt-*/config.json"))
+    path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": 0.5'))
+    with pytest.raises(ValueError, match=r"cannot stand in one table: MSGDW: momentum is 0\.\d and 0\.\d"):
+        write_report(folder)
+
+
+def test_the_same_setting_and_seed_twice_is_named(folder):
+    twice = folder / "copy"
+    shutil.copytree(next(folder.glob("dnt-*-0.1-0")), twice)
+    with pytest.raises(ValueError, match="are the same setting and seed; remove one"):
+        Comparison(folder).verdict  # noqa: B018
+
+
+def test_a_setting_with_fewer_seeds_cannot_win(folder):
+    hand_written(folder, "dnt", "msgdw", 0.03, 7, 1.0, 1.0)
+    assert Comparison(folder).cells[1].best.lr == 0.1
 
 
 def test_a_folder_without_finished_runs_is_named(tmp_path):

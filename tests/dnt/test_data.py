@@ -84,6 +84,22 @@ def test_a_folder_is_split_by_file(tmp_path):
     assert list(files.values()).count("validation") == list(files.values()).count("test") == 2
 
 
+@pytest.mark.parametrize("small", [0, 1])
+def test_a_folder_of_files_too_large_to_hold_out_is_split_by_position(tmp_path, small):
+    """Four books, with and without a tiny file, which alone would be no validation."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.txt").write_text(f"book {i} " * 3000)
+    for i in range(small):
+        (folder / f"note{i}").write_text("abc")
+    prepared = prepare_text(str(folder))
+    sizes = {split: len(tokens) for split, tokens in prepared.splits.items()}
+    total = sum(sizes.values())
+    assert total == 4 * 21_000 + small * 3 + (4 + small), "with a separator after each file"
+    assert sizes["validation"] == sizes["test"] == int(0.05 * total)
+
+
 def test_stdlib_is_the_source_of_this_python_by_file():
     prepared = prepare_text("stdlib")
     everything = {s: prepared.tokenizer.decode(t.tolist()) for s, t in prepared.splits.items()}
@@ -108,7 +124,7 @@ def test_a_half_written_preparation_is_never_taken_for_a_whole_one(poem, cache, 
     whole = prepare_text(str(poem))
     with monkeypatch.context() as broken:
         broken.setattr(text, "FORMAT", 2)  # another key
-        broken.setattr(text.json, "dumps", lambda _: 1 / 0)  # dies after tokens.bin, before meta.json
+        broken.setattr(text, "write_json", lambda *_: 1 / 0)  # dies after tokens.bin, before meta.json
         with pytest.raises(ZeroDivisionError):
             prepare_text(str(poem))
     left = cache / ".unfinished-from-a-kill"
@@ -139,7 +155,8 @@ def test_the_digest_is_the_sha256_of_the_text(poem):
     [
         (lambda p: p / "nowhere", "no data at"),
         (lambda p: write(p / "empty.txt", ""), "holds no text"),
-        (lambda p: write(p / "two" / "a.txt", "a").parent, "holds 1 text file(s), but a split by file needs 3"),
+        (lambda p: write(p / "texts" / "binary", "\0").parent, "holds no text"),
+        (lambda p: write(p / "stdlb", "").with_name("stdli"), "Did you mean "),
         (lambda p: write(p / "binary", "\0\0"), "holds no text"),
     ],
 )
@@ -198,5 +215,5 @@ def test_an_evaluation_predicts_every_token_but_the_first_exactly_once(context, 
 
 
 def test_a_context_longer_than_the_data_is_named(poem):
-    with pytest.raises(ValueError, match=r"the context of 9000 tokens is too long for a split of \d+ tokens"):
+    with pytest.raises(ValueError, match=r"the context of 9000 tokens is too long for a train of \d+ tokens"):
         dnt.prepare(str(poem), context=9000)

@@ -1,10 +1,11 @@
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import dnt
-from dnt.nn.config import GPT_SIZES, gpt_parameters
-from dnt.nn.layers import KeyValueCache
+from dnt.nn.config import ACTIVATIONS, GPT_SIZES, gpt_parameters
+from dnt.nn.layers import ACTIVATION_MODULES, KeyValueCache
 from tests import reference
 
 SHAPE = {"vocab_size": 13, "context": 8, "depth": 2, "dim": 16, "heads": 4}
@@ -29,7 +30,6 @@ def randomize(model: nn.Module) -> nn.Module:
 
 
 def test_gpt_as_gpt2_equals_transformers_on_the_same_weights():
-    transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=13, n_positions=8, n_embd=16, n_layer=2, n_head=4)
     theirs = randomize(transformers.GPT2LMHeadModel(config).eval())
     ours = build(placement="pre-ln", norm="layernorm", norm_eps=1e-5, bias=True, activation="gelu-tanh").eval()
@@ -261,6 +261,18 @@ def test_bad_configurations_name_what_was_received_and_the_fix(fields, message):
     with pytest.raises(ValueError) as error:
         build(**fields)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["mlp_ratio", "init_std", "norm_eps"])
+def test_numbers_out_of_range_are_named(field):
+    with pytest.raises(ValueError, match=f"{field} (is )?-1"):
+        build(**{field: -1})
+
+
+def test_every_known_activation_is_built_and_its_module_is_the_models_own():
+    assert set(ACTIVATIONS) == set(ACTIVATION_MODULES)
+    model = build()
+    assert model.blocks[0].mlp.f.activation is not model.blocks[1].mlp.f.activation
 
 
 def test_too_many_tokens_and_an_empty_prompt_are_named():

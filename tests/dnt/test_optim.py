@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.optim import SGDW
 from torch import nn
 
 import dnt
@@ -40,10 +41,9 @@ def test_msgdw_equals_torch_sgd_when_nothing_decays(momentum, nesterov):
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("lrs", [None, [0.01, 0.1, 0.3, 0.2, 0.05, 0.001]])
 def test_msgdw_equals_timms_sgdw(nesterov, lrs):
-    timm = pytest.importorskip("timm.optim")
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.03, "nesterov": nesterov}
     ours = walk(lambda w: dnt.MSGDW(w, **options), lrs=lrs)
-    theirs = walk(lambda w: timm.SGDW(w, **options), lrs=lrs)
+    theirs = walk(lambda w: SGDW(w, **options), lrs=lrs)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -125,7 +125,7 @@ def test_options_that_are_not_given_have_the_factorys_defaults():
     model = nn.Linear(2, 2)
     optimizer = build_optimizer("msgdw", model, {"lr": None, "weight_decay": 0.0, "momentum": 0.5, "betas": (0.1, 0.2)})
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.3, 0.0, 0.5)
+    assert (group["lr"], group["weight_decay"], group["momentum"]) == (0.1, 0.0, 0.5)
     assert build_optimizer("adamw", model, {"betas": (0.1, 0.2)}).param_groups[0]["betas"] == (0.1, 0.2)
     with pytest.raises(ValueError, match=r"unknown optimizer 'adam'. Did you mean 'adamw'?"):
         build_optimizer("adam", model, {})

@@ -1,9 +1,10 @@
 """Text sources -> tokens, prepared once into a memory-mapped file. No torch.
 
 A source is "stdlib" (the Python source files of the standard library that runs this, tests left out), a text file, or
-a folder of text files. Validation and test are 5% each, at most 256 KiB, since an evaluation reads them whole. One file
-is split by position: train, validation, test. Several are split by file: in the order of the sha256 of their relative
-paths, each goes to validation, then to test, if it still fits there, else to train. Files are joined by a NUL.
+a folder of text files, joined by NUL characters. Validation and test are 5% each, at most 256 KiB, since an evaluation
+reads them whole. A folder is split by file: in the order of the sha256 of their relative paths, each file goes to
+validation, then to test, if it still fits there, else to train. One file, or a folder of files too large for that, is
+split by position: train, validation, test.
 
     <cache>/tokens/<key>/tokens.bin   all tokens, uint16 or uint32: train, then validation, then test
     <cache>/tokens/<key>/meta.json    where each split lies, the tokenizer, the sha256 of the text
@@ -12,14 +13,14 @@ The folder is renamed into place when it is complete, so a half-written one is n
 """
 
 import hashlib
-import json
 import os
-import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dnt.data.tokenizers import TOKENIZERS, ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from
+from dnt.files import read_json, write_json
 from dnt.lookup import lookup
 
 SPLITS = ("train", "validation", "test")
@@ -63,22 +65,28 @@ def prepare_text(name: str, tokenizer: str = "byte", progress: bool = True) -> P
     root, files = source_files(name)
     folder = cache_root() / "tokens" / cache_key(root, files, tokenizer)
     if not (folder / "meta.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
-            write_tokens(unfinished, name, root, files, tokenizer, progress)
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                if not (folder / "meta.json").exists():  # else another process was first, with the same content
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as parent:
+                unfinished = Path(parent) / folder.name
+                unfinished.mkdir()
+                write_tokens(unfinished, name, root, files, tokenizer, progress)
+                move_into_place(unfinished, folder)
+        except OSError as error:
+            raise OSError(f"cannot prepare {name} in {folder.parent}: {error}. Make room, or set DNT_CACHE.") from error
     return open_tokens(folder, name)
 
 
+def move_into_place(unfinished: Path, folder: Path) -> None:
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not (folder / "meta.json").exists():  # else another process was first, with the same content
+            raise
+
+
 def open_tokens(folder: Path, name: str) -> PreparedText:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json(folder / "meta.json", "a token cache (delete its folder)")
     tokenizer = tokenizer_from(meta["tokenizer"])
     tokens = np.memmap(folder / "tokens.bin", dtype=tokenizer.dtype, mode="r")
     if len(tokens) != meta["ends"]["test"]:
@@ -99,7 +107,11 @@ def source_files(name: str) -> tuple[Path, list[Path]]:
     """The root of a text source and its non-empty text files, in a fixed order."""
     root = Path(sysconfig.get_path("stdlib")) if name == "stdlib" else Path(name)
     if not root.exists():
-        raise ValueError(f"no data at {name!r}. Give a text file, a folder of text files, or 'stdlib'.")
+        there = ["stdlib", *(str(Path(name).with_name(path.name)) for path in root.parent.glob("*"))]
+        near = get_close_matches(name, there, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"no data at {name!r}. Did you mean {near!r}? Give a text file, a folder of them, or 'stdlib'."
+        )
     if root.is_file():
         files = [root]
     elif name == "stdlib":
@@ -110,11 +122,6 @@ def source_files(name: str) -> tuple[Path, list[Path]]:
     files = sorted(p for p in files if p.is_file() and p.stat().st_size and not is_binary(p))
     if not files:
         raise ValueError(f"{name!r} holds no text: it is empty, or its files are empty or binary.")
-    if root.is_dir() and len(files) < 3:
-        raise ValueError(
-            f"{name!r} holds {len(files)} text file(s), but a split by file needs 3. "
-            "Give one file by its own path: it is split by position."
-        )
     return root, files
 
 
@@ -133,22 +140,26 @@ def cache_key(root: Path, files: list[Path], tokenizer: str) -> str:
     return key.hexdigest()[:24]
 
 
-def split_by_file(root: Path, files: list[Path]) -> dict[str, list[Path]]:
-    def rank(path: Path) -> str:
-        return hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest()
+def by_hash(root: Path, files: list[Path]) -> list[Path]:
+    """In an order that depends on nothing but the relative paths."""
+    return sorted(files, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest())
 
-    left = sorted(files, key=rank)
-    budget = min(HELD_OUT * sum(path.stat().st_size for path in files), MOST_HELD_OUT)
-    parts = {}
+
+def split_by_file(files: list[Path]) -> dict[str, list[Path]] | None:
+    """The files of each split; None if they are too large to fill half of what validation and test may hold."""
+    sizes = {path: path.stat().st_size for path in files}
+    budget = min(HELD_OUT * sum(sizes.values()), MOST_HELD_OUT)
+    parts: dict[str, list[Path]] = {}
     for split in ("validation", "test"):
-        taken, room = [], budget
-        for path in left:
-            if path.stat().st_size <= room:
-                taken.append(path)
-                room -= path.stat().st_size
-        parts[split] = taken or left[:1]
-        left = [path for path in left if path not in parts[split]]
-    return {"train": left} | parts
+        parts[split] = []
+        for path in files:
+            taken = sum(sizes[other] for other in parts[split])
+            if path not in parts["validation"] and taken + sizes[path] <= budget:
+                parts[split].append(path)
+        if sum(sizes[path] for path in parts[split]) < budget / 2:
+            return None
+    held = {*parts["validation"], *parts["test"]}
+    return {"train": [path for path in files if path not in held]} | parts
 
 
 def read_chunks(path: Path) -> Iterator[str]:
@@ -158,43 +169,47 @@ def read_chunks(path: Path) -> Iterator[str]:
             yield chunk
 
 
-def write_tokens(folder: Path, name: str, root: Path, files: list[Path], kind: str, show: bool) -> None:
-    parts = split_by_file(root, files) if root.is_dir() else {"train": files}
-    joiner = [SEPARATOR] if root.is_dir() else []
+def vocabulary(texts: Iterable[str]) -> CharTokenizer:
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    return CharTokenizer("".join(sorted(characters)))
 
-    def chunks(paths: list[Path]) -> Iterator[str]:
-        for path in paths:
-            yield from read_chunks(path)
-            yield from joiner
+
+def write_tokens(folder: Path, name: str, root: Path, files: list[Path], kind: str, show: bool) -> None:
+    """tokens.bin and meta.json of a source."""
+    ordered = by_hash(root, files)
+    parts = split_by_file(ordered) if root.is_dir() else None
+    groups = parts or {"train": ordered}
+    joiner = [SEPARATOR] if root.is_dir() else []
 
     percent = TextColumn("{task.percentage:.0f}%")
     columns = (TextColumn(f"preparing {name}"), BarColumn(), percent, TimeRemainingColumn())
     shown = show and sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         passes = 2 if kind == "char" else 1
-        task = bar.add_task("", total=passes * sum(p.stat().st_size for p in files))
-        advance: Callable[[str], None] = lambda text: bar.advance(task, len(text))  # noqa: E731
-        tokenizer: Tokenizer = ByteTokenizer()
-        if kind == "char":
-            seen: set[str] = set()
-            for text in chunks([path for paths in parts.values() for path in paths]):
-                seen.update(text)
-                advance(text)
-            tokenizer = CharTokenizer("".join(sorted(seen)))
+        task = bar.add_task("", total=passes * sum(path.stat().st_size for path in files))
+
+        def texts(paths: list[Path]) -> Iterator[str]:
+            for path in paths:
+                for text in chain(read_chunks(path), joiner):
+                    bar.advance(task, len(text))
+                    yield text
+
+        tokenizer = vocabulary(texts(ordered)) if kind == "char" else ByteTokenizer()
         digest, count, ends = hashlib.sha256(), 0, {}
         with (folder / "tokens.bin").open("wb") as out:
-            for split, paths in parts.items():
-                for text in chunks(paths):
+            for split, paths in groups.items():
+                for text in texts(paths):
                     digest.update(text.encode("utf-8", errors="surrogatepass"))
                     ids = tokenizer.encode(text)
-                    ids.tofile(out)
+                    out.write(ids.tobytes())
                     count += len(ids)
-                    advance(text)
                 ends[split] = count
             out.flush()
             os.fsync(out.fileno())
-    if root.is_file():
+    if parts is None:
         held = max(1, min(int(HELD_OUT * count), MOST_HELD_OUT))
         ends = {"train": count - 2 * held, "validation": count - held, "test": count}
     meta = {"name": name, "sha256": digest.hexdigest(), "tokenizer": tokenizer.describe(), "ends": ends}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    write_json(folder / "meta.json", meta)

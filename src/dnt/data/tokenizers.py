@@ -1,18 +1,20 @@
 """Tokenizers: text <-> token ids. No torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+from dnt.lookup import lookup
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
     """UTF-8 bytes; 256 symbols, any text."""
 
-    vocab_size: int = 256
-    dtype: Any = np.uint16
+    vocab_size: ClassVar[int] = 256
+    dtype: ClassVar[Any] = np.uint16
 
     def can_encode(self, text: str) -> bool:
         return True
@@ -67,13 +69,14 @@ class CharTokenizer:
 
 
 Tokenizer = ByteTokenizer | CharTokenizer
-TOKENIZERS = ("byte", "char")
+TOKENIZERS: dict[str, type[Tokenizer]] = {"byte": ByteTokenizer, "char": CharTokenizer}
 
 
 def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
 
 
-def tokenizer_from(description: dict[str, str]) -> Tokenizer:
+def tokenizer_from(description: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that `describe()` described."""
-    return CharTokenizer(description["characters"]) if description["kind"] == "char" else ByteTokenizer()
+    fields = {name: value for name, value in description.items() if name != "kind"}
+    return lookup(TOKENIZERS, description["kind"], "tokenizer")(**fields)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnt.data.text import PreparedText, prepare_text
+from dnt.data.text import SPLITS, PreparedText, prepare_text
 from dnt.data.tokenizers import Tokenizer
 
 
@@ -23,12 +23,13 @@ class Windows:
 
     tokens: np.ndarray
     context: int
+    name: str = "split"
 
     def __post_init__(self) -> None:
         if len(self.tokens) < 2 * self.context:
             raise ValueError(
-                f"the context of {self.context} tokens is too long for a split of {len(self.tokens)} tokens (it needs "
-                f"twice the context); use --context {max(1, len(self.tokens) // 2)} or less, or more data."
+                f"the context of {self.context} tokens is too long for a {self.name} of {len(self.tokens)} tokens (it "
+                f"needs twice the context); use --context {max(1, len(self.tokens) // 2)} or less, or more data."
             )
 
     @property
@@ -97,4 +98,4 @@ class TextData:
 def prepare(name: str = "stdlib", tokenizer: str = "byte", context: int = 64, progress: bool = True) -> TextData:
     """Data ready to train on: "stdlib", a text file or a folder of text files; tokenizer "byte" or "char"."""
     prepared = prepare_text(name, tokenizer, progress)
-    return TextData(prepared, context, *(Windows(prepared.splits[s], context) for s in ("train", "validation", "test")))
+    return TextData(prepared, context, *(Windows(prepared.splits[name], context, name) for name in SPLITS))

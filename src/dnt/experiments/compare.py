@@ -12,10 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from dnt.data.text import prepare_text
+from dnt.listing import definitions
 from dnt.lookup import lookup
-from dnt.nn.placement import PLACEMENTS
 from dnt.report.summary import Comparison
-from dnt.runs import Run, read_json, write_json
+from dnt.runs import Run
 from dnt.settings import CompareSettings, Recipe, TrainSettings
 
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md).
@@ -29,18 +30,18 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
 
     A cell that diverges counts as finished, with its loss infinite.
     """
-    settings = settings or CompareSettings(**options)
-    folder = Path(settings.out or f"runs/compare-{Path(settings.data).stem}")
+    settings = replace(settings or CompareSettings(), **options)
     cells = list(grid(settings))
+    folder = Path(settings.out or f"runs/compare-{Path(settings.data).stem}")
+    data = prepare_text(settings.data, settings.tokenizer).describe()
     if not settings.lr and shared_by_all(settings) != asdict(Recipe()):
         print(
             "dnt: learning rates of the default job; a list for each cell (--lr) tunes them for this.", file=sys.stderr
         )
-    claim(folder, settings)
     for i, cell in enumerate(cells, 1):
-        if settings.precision == "auto":  # what the first cell finds holds for all, on another machine too
-            found = [Run(path.parent).config["training"]["precision"] for path in folder.glob("*/config.json")]
-            cell = replace(cell, precision=found[0]) if found else cell
+        found = check_same(folder, settings, data)
+        if settings.precision == "auto" and found:  # what the first cell found holds for all, on another machine too
+            cell = replace(cell, precision=found)
         run_cell(folder, cell, f"[{i}/{len(cells)}]")
     from dnt.report.page import write_report  # plotly takes a second to import
 
@@ -55,10 +56,13 @@ def shared_by_all(settings: CompareSettings) -> dict[str, Any]:
 def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
     """The settings of every cell."""
     shared = shared_by_all(settings)
+    lookup(definitions("nn/norms.py", "NORMS"), settings.norm, "norm")
+    for optimizer in settings.optimizers:
+        lookup(definitions("optim/factory.py", "OPTIMIZERS"), optimizer, "optimizer")
     rates = numbers_by_key(settings.lr, settings, "lr")
     decays = numbers_by_key(settings.weight_decay, settings, "weight-decay")
     for placement, optimizer, seed in product(settings.placements, settings.optimizers, settings.seeds):
-        lookup(PLACEMENTS, placement, "placement")
+        settings.model_config(vocab_size=1, placement=placement)  # names what is wrong with it
         keys = (f"{placement}/{optimizer}", optimizer)  # the closer one first
         for lr, decay in product(
             chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
@@ -97,18 +101,19 @@ def name_of(cell: TrainSettings) -> str:
     return f"{cell.placement}-{cell.optimizer}-lr{cell.lr:g}-wd{cell.weight_decay:g}-seed{cell.seed}"
 
 
-def claim(folder: Path, settings: CompareSettings) -> None:
-    """Note in the folder what its cells share; ValueError if it holds the cells of another recipe."""
-    shared = shared_by_all(settings) | {"betas": list(settings.betas)}  # JSON has no tuples
-    path = folder / "compare.json"
-    if path.exists():
-        for name, before in read_json(path, "a comparison").items():
-            if before != shared.get(name):
-                raise ValueError(
-                    f"{folder} was made with {name} = {before!r}, not {shared.get(name)!r}; choose another --out."
-                )
-    else:
-        write_json(path, shared)
+def check_same(folder: Path, settings: CompareSettings, data: dict[str, Any]) -> str | None:
+    """The precision of the cells that are there already; ValueError if they have another recipe or other data."""
+    recipe = shared_by_all(settings) | {"betas": list(settings.betas)}  # JSON has no tuples
+    precision = None
+    for path in folder.glob("*/config.json"):
+        config = Run(path.parent).config
+        asked = config.get("settings") or {}
+        for name, now in (*recipe.items(), ("sha256", data["sha256"])):
+            before = config["data"]["sha256"] if name == "sha256" else asked.get(name)
+            if name != "precision" and before != now:
+                raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
+        precision = config["training"]["precision"]
+    return precision
 
 
 def run_cell(folder: Path, cell: TrainSettings, label: str) -> None:
@@ -123,8 +128,6 @@ def run_cell(folder: Path, cell: TrainSettings, label: str) -> None:
         command += [*flags(cell), "--out", str(run.path)]
     print(f"{label} {name_of(cell)}", file=sys.stderr, flush=True)
     status = run_child(command)
-    if status == 130:
-        raise KeyboardInterrupt(f"stopped in {name_of(cell)}; the same command continues")
     if not run.end:
         raise ValueError(f"{name_of(cell)} failed with exit status {status}; the finished cells are kept.")
 
@@ -145,12 +148,20 @@ def flags(cell: TrainSettings) -> list[str]:
 
 
 def run_child(command: list[str]) -> int:
-    """Run to the end; SIGINT and SIGTERM are the child's, which saves its state and exits with 130."""
-    with subprocess.Popen(command, stdout=STDERR) as child:
-        before_int = signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the child too
-        before_term = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    """Run to the end, in a process group of its own; SIGINT and SIGTERM go on to it once, and it saves its state."""
+    received = []
+    with subprocess.Popen(command, stdout=STDERR, process_group=0) as child:
+
+        def forward(number: int, _frame: Any) -> None:
+            received.append(number)
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return child.wait()
+            status = child.wait()
         finally:
-            signal.signal(signal.SIGINT, before_int)
-            signal.signal(signal.SIGTERM, before_term)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt("stopped; the same command continues")
+    return status

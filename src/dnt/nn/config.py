@@ -52,6 +52,11 @@ class GPTConfig:
         if self.dim % self.heads:
             near = min((h for h in range(1, self.dim + 1) if self.dim % h == 0), key=lambda h: abs(h - self.heads))
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}. Nearest that does: heads={near}.")
+        if self.hidden < 1 or self.init_std < 0 or self.norm_eps < 0:
+            raise ValueError(
+                f"mlp_ratio is {self.mlp_ratio}, init_std {self.init_std}, norm_eps {self.norm_eps}; "
+                "mlp_ratio * dim must be at least 1, the others at least 0."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1).")
 

@@ -1,6 +1,8 @@
 """Attention, feed-forward, and the one formula that places norms around them."""
 # B batch, T tokens, D width, H heads, K = D // H
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +12,10 @@ from torch import Tensor, nn
 from dnt.nn.norms import MakeNorm
 from dnt.nn.placement import Placement, Slots
 
-ACTIVATION_MODULES: dict[str, nn.Module] = {
-    "gelu": nn.GELU(),
-    "gelu-tanh": nn.GELU(approximate="tanh"),
-    "relu": nn.ReLU(),
+ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {  # the names are those of config.ACTIVATIONS
+    "gelu": nn.GELU,
+    "gelu-tanh": partial(nn.GELU, approximate="tanh"),
+    "relu": nn.ReLU,
 }
 
 
@@ -71,7 +73,7 @@ class MLP(nn.Module):
     def __init__(self, dim: int, hidden: int, activation: str, bias: bool):
         super().__init__()
         self.up = nn.Linear(dim, hidden, bias=bias)
-        self.activation = ACTIVATION_MODULES[activation]
+        self.activation = ACTIVATION_MODULES[activation]()
         self.out = nn.Linear(hidden, dim, bias=bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def adamw(
 
 
 def msgdw(
-    params: Any, lr: float = 0.3, weight_decay: float = 1e-4, momentum: float = 0.9, nesterov: bool = False
+    params: Any, lr: float = 0.1, weight_decay: float = 1e-4, momentum: float = 0.9, nesterov: bool = False
 ) -> torch.optim.Optimizer:
     """w <- (1 - lr wd) w - lr m, m <- mu m + g
 

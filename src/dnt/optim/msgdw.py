@@ -18,7 +18,7 @@ class MSGDW(SGD):
     def __init__(
         self,
         params: Any,
-        lr: float = 0.3,
+        lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         nesterov: bool = False,

@@ -12,8 +12,9 @@ from plotly.colors import qualitative
 from plotly.offline import get_plotlyjs
 
 from dnt import __version__
+from dnt.files import atomic_write
 from dnt.report.summary import Cell, Comparison
-from dnt.runs import Run, atomic_write
+from dnt.runs import Run
 
 COLORS = qualitative.D3
 LEFT_OUT = 0.05  # of the steps, where the loss falls too steeply to leave room for the rest
@@ -93,7 +94,8 @@ def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
     for cell, line in colored(cells):
         for i, run in enumerate(cell.best.runs):
             for event, value, mode in (("train", "loss", "lines"), ("evaluation", "validation", "markers")):
-                rows = [row for row in run.rows(event) if row["step"] >= LEFT_OUT * run.rows(event)[-1]["step"]]
+                logged = run.rows(event)
+                rows = [row for row in logged if row["step"] >= LEFT_OUT * logged[-1]["step"]]
                 figure.add_scatter(
                     x=[row[column] for row in rows],
                     y=[row[value] for row in rows],

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dnt.nn.placement import PLACEMENTS
+from dnt.nn.placement import PLACEMENTS, Placement, Slots
 from dnt.runs import Run
 
 
@@ -60,7 +60,9 @@ class Cell:
 
     @property
     def best(self) -> Setting:
-        return min(self.settings, key=lambda setting: setting.validation)
+        """The lowest mean validation loss among the settings with most seeds: one lucky seed must not win."""
+        most = max(len(setting.ends) for setting in self.settings)
+        return min((s for s in self.settings if len(s.ends) == most), key=lambda setting: setting.validation)
 
     @property
     def at_edge(self) -> bool:
@@ -78,7 +80,7 @@ class Comparison:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         runs = [Run(path.parent) for path in sorted(self.folder.glob("*/config.json"))]
-        finished = [(*varied(run.config), run, run.end) for run in runs if run.end]
+        finished = [(*varied(run.config), run, end) for run in runs if (end := run.end)]
         if not finished:
             raise ValueError(f"{self.folder} holds no finished run.")
         check_comparable([row[4] for row in finished])
@@ -88,6 +90,9 @@ class Comparison:
             settings = []
             for (*_, lr, decay), rows in groupby(of_cell, key=lambda row: row[:4]):
                 runs, ends = zip(*(row[4:] for row in rows), strict=True)
+                seeds = [run.config["training"]["seed"] for run in runs]
+                if len(set(seeds)) < len(seeds):
+                    raise ValueError(f"{runs[0].path} and {runs[1].path} are the same setting and seed; remove one.")
                 settings.append(Setting(placement, optimizer, lr, decay, runs, ends))
             cells.append(Cell(placement, optimizer, tuple(settings)))
         rank = {name: i for i, name in enumerate(PLACEMENTS)}
@@ -113,6 +118,8 @@ class Comparison:
         """Whether the paper's claim holds among these cells; empty if they do not say."""
         losses = {cell.name: cell.best.test for cell in self.cells}
         if not {"dnt + msgdw", "pre-ln + adamw"} <= losses.keys():
+            return ""
+        if math.isinf(losses["dnt + msgdw"]) or math.isinf(losses["pre-ln + adamw"]):
             return ""
         gap = losses["dnt + msgdw"] / losses["pre-ln + adamw"] - 1
         holds = "holds" if gap <= 0 else "does not hold"
@@ -158,7 +165,10 @@ class Comparison:
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(*self.columns())
+        config = self.cells[0].best.runs[0].config
+        data, found = config["data"], config["training"]["precision"]
+        tokens = f"{data['tokens']['train']:,} training tokens" if "tokens" in data else ""
+        table = Table(*self.columns(), caption=f"{data['name']}: {tokens}, sha256 {data['sha256'][:16]}; {found}")
         for row in self.rows():
             table.add_row(*row)
         return table
@@ -166,24 +176,32 @@ class Comparison:
 
 def varied(config: dict[str, Any]) -> tuple[str, str, float, float]:
     """Placement, optimizer, learning rate and decay of a run, of `dnt train` or of `dnt.fit`."""
-    if asked := config["settings"]:
-        return asked["placement"], asked["optimizer"], asked["lr"], asked["weight_decay"]
     placement, group = config["model"]["placement"], config["optimizer"]["groups"][0]
-    name = placement if isinstance(placement, str) else "custom"
-    return name, config["optimizer"]["class"].lower(), group["lr"], group["weight_decay"]
+    if not isinstance(placement, str):
+        slots = {name: Slots(**placement[name]) for name in ("attn", "mlp")}
+        placement = Placement(**placement | slots).formula()
+    return placement, config["optimizer"]["class"].lower(), group["lr"], group["weight_decay"]
 
 
 def check_comparable(runs: list[Run]) -> None:
     """ValueError naming the first thing in which runs differ that one table must share."""
-    first = runs[0].config
-    for run in runs[1:]:
+    first: dict[str, tuple[Run, dict[str, Any]]] = {}
+    for run in runs:
         config = run.config
-        for section, free in (("data", ()), ("model", ("placement",)), ("training", ("seed",))):
-            for name, value in config[section].items():
-                if name not in free and value != first[section].get(name):
+        optimizer = config["optimizer"]["class"]
+        fixed = {
+            **{f"data: {name}": value for name, value in config["data"].items()},
+            **{f"model: {name}": value for name, value in config["model"].items() if name != "placement"},
+            **{f"training: {name}": value for name, value in config["training"].items() if name != "seed"},
+        }
+        options = {k: v for k, v in config["optimizer"]["groups"][0].items() if k not in ("lr", "weight_decay")}
+        for scope, values in (("", fixed), (optimizer, options)):
+            other, expected = first.setdefault(scope, (run, values))
+            for name, value in values.items():
+                if value != expected.get(name):
                     raise ValueError(
-                        f"{run.path} and {runs[0].path} cannot stand in one table: {section} has {name} = {value!r} "
-                        f"and {first[section].get(name)!r}. Move one of them to another folder."
+                        f"{run.path} and {other.path} cannot stand in one table: {scope}{name} is {value!r} and "
+                        f"{expected.get(name)!r}. Move one of them to another folder."
                     )
 
 
