@@ -95,7 +95,7 @@ def test_damaged_run_folders_are_one_line(run, capfd):
     assert "run is damaged, its weights do not fit its config.json" in complaint(capfd, "sample", "run")
     config = (run / "config.json").read_text()
     (run / "config.json").write_text("{}")
-    assert "run is damaged" in complaint(capfd, "sample", "run")
+    assert "run/config.json is damaged: it describes no model." in complaint(capfd, "sample", "run")
     (run / "config.json").write_text(config)
     (run / "model.safetensors").unlink()
     assert "run has no model.safetensors yet" in complaint(capfd, "sample", "run")

@@ -195,7 +195,7 @@ def check_comparable(runs: list[Run]) -> None:
             **{f"training: {name}": value for name, value in config["training"].items() if name != "seed"},
         }
         options = {k: v for k, v in config["optimizer"]["groups"][0].items() if k not in ("lr", "weight_decay")}
-        for scope, values in (("", fixed), (optimizer, options)):
+        for scope, values in (("", fixed), (f"{optimizer}: ", options)):
             other, expected = first.setdefault(scope, (run, values))
             for name, value in values.items():
                 if value != expected.get(name):
