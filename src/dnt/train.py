@@ -14,8 +14,6 @@ from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -26,6 +24,7 @@ from dnt.machine import best_precision, can_compile, describe_machine, determini
 from dnt.nn.gpt import GPT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import SCHEDULES
+from dnt.progress import announcement, progress_bar
 from dnt.runs import Run, is_whole
 from dnt.settings import PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model, save_weights
@@ -140,13 +139,6 @@ def writing(run: Run) -> Iterator[None]:
             f"cannot write into {run.path}: {error}. {last_good(run)}. "
             f"Make room, then continue: dnt train --resume {run.path}"
         ) from error
-
-
-def announcement(config: dict[str, Any]) -> str:
-    """What is about to run, in one line."""
-    data, machine = config["data"], config["machine"]
-    text = f"{data['name']} ({data['tokens']['train']:,} tokens, sha256 {data['sha256'][:12]})"
-    return f"{text}, {config['training']['precision']}, {machine['device']}"
 
 
 class Objective(nn.Module):
@@ -391,20 +383,3 @@ def read_checkpoint(run: Run) -> dict[str, Any]:
 def last_good(run: Run) -> str:
     found = run.last_checkpoint()
     return f"The last good checkpoint is of step {found[0]}, {found[1]}" if found else "There is no checkpoint yet"
-
-
-@contextmanager
-def progress_bar(run: Run, steps: int, enabled: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """A function of (step, loss, tokens/s) that moves a bar on a terminal."""
-    columns = (
-        TextColumn(run.path.name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not (enabled and sys.stderr.isatty())) as bar:
-        done = run.last_checkpoint()
-        task = bar.add_task("", total=steps, completed=done[0] if done else 0, loss=math.nan, rate=0.0)
-        yield lambda step, loss, rate: bar.update(task, completed=step, loss=loss, rate=rate)

@@ -1,0 +1,36 @@
+"""What a run shows while it goes. No torch."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dnt.runs import Run
+
+
+def announcement(config: dict[str, Any]) -> str:
+    """What is about to run, in one line."""
+    data, machine = config["data"], config["machine"]
+    text = f"{data['name']} ({data['tokens']['train']:,} tokens, sha256 {data['sha256'][:12]})"
+    return f"{text}, {config['training']['precision']}, {machine['device']}"
+
+
+@contextmanager
+def progress_bar(run: Run, steps: int, enabled: bool) -> Iterator[Callable[[int, float, float], None]]:
+    """A function of (step, loss, tokens/s) that moves a bar on a terminal."""
+    columns = (
+        TextColumn(run.path.name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (enabled and sys.stderr.isatty())) as bar:
+        done = run.last_checkpoint()
+        task = bar.add_task("", total=steps, completed=done[0] if done else 0, loss=math.nan, rate=0.0)
+        yield lambda step, loss, rate: bar.update(task, completed=step, loss=loss, rate=rate)
