@@ -176,7 +176,8 @@ class Loop:
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds spent in them
         self.recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps not yet logged
-        self.recent_from = 0.0  # clock when the first of them began
+        self.recent_from = 0.0  # clock when the first timed of them began
+        self.untimed = 1 if settings.compile else 0  # of them: a process compiles in its first step
         self.peak_memory = 0  # of processes before this one
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -251,19 +252,20 @@ class Loop:
         self.optimizer.zero_grad()
         self.recent.append((loss.detach(), norm))
         self.step += 1
+        if len(self.recent) == self.untimed:
+            float(loss.detach())  # waits for a GPU
+            self.recent_from = time.perf_counter()
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
-        pairs = [
-            (float(loss), float(norm)) for loss, norm in self.recent
-        ]  # waits for a GPU, so before the clock is read
+        pairs = [(float(loss), float(norm)) for loss, norm in self.recent]  # waits for a GPU
         seconds = time.perf_counter() - self.recent_from
         self.elapsed += seconds
         for i, (loss, norm) in enumerate(pairs, start=self.step - len(pairs) + 1):
             if not math.isfinite(loss + norm):
                 self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
         losses, norms = zip(*pairs, strict=True)
-        tokens = len(pairs) * self.settings.batch_size * self.data.context
+        tokens = (len(pairs) - self.untimed) * self.settings.batch_size * self.data.context
         row = {
             "loss": sum(losses) / len(losses),
             "grad_norm": max(norms),
@@ -275,7 +277,7 @@ class Loop:
         self.run.append([{"event": "train", "step": self.step} | row | counts])
         for name, value in row.items():
             self.board.add_scalar(f"train/{name}", value, self.step)
-        self.recent = []
+        self.recent, self.untimed = [], 0
         return row["loss"], row["tokens_per_s"]
 
     def diverge(self, step: int, what: str) -> NoReturn:

@@ -56,7 +56,8 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
     """Heading, note and figure of each plot, every cell at its best setting."""
     lines = "Lines: training loss, mean of ten steps, after the first 5%. Dots: the whole validation split."
     yield "Loss by step", lines, curves(cells, "step", "step")
-    yield "Loss by wall-clock", lines + " Compilation is included.", curves(cells, "elapsed", "seconds of training")
+    clock = " Without evaluations, checkpoints and the first step of a process, which compiles."
+    yield "Loss by wall-clock", lines + clock, curves(cells, "elapsed", "seconds of training")
     yield (
         "Loss against learning rate",
         "Validation loss of every setting, mean over seeds; a ring marks each cell's best. Diverged runs are left out.",
@@ -65,7 +66,8 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
     for step, when in ((0, "at the start"), (None, "at the end")):
         yield (
             f"Gradient entries {when}",
-            "Share of all entries by size, in eighths of a decade: one held-out batch, before clipping, float32.",
+            "Share of all entries by size, in eighths of a decade: one held-out batch, before clipping, float32. "
+            "At the start, cells that differ in the optimizer alone coincide.",
             gradients(cells, step),
         )
 
