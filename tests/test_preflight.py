@@ -33,7 +33,8 @@ def test_a_machine_that_has_everything_hears_nothing(preflight, capsys, monkeypa
     assert said(preflight, capsys) == (0, [])
 
 
-def test_too_little_disk_is_one_line(preflight, capsys, monkeypatch):
+def test_too_little_disk_is_one_line(preflight, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(0, 0, 3 * 2**30))
     status, [line] = said(preflight, capsys)
     assert status == 2 and "only 3.0 GiB of disk are free" in line

@@ -23,7 +23,7 @@ def problems():
     except ImportError:
         yield "this Python has no venv module; install it (Debian, Ubuntu: apt-get install python3-venv)."
     free = shutil.disk_usage(".").free / 2**30
-    if free < NEEDED_GIB:
+    if free < NEEDED_GIB and not os.path.exists(".venv/installed-run"):
         yield f"only {free:.1f} GiB of disk are free here; the installation needs {NEEDED_GIB} GiB."
 
 

@@ -66,7 +66,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status: 0, 1 when training diverged, 2 for bad input, 130 when interrupted.
+    """Run a command; the exit status: 0, 1 when it diverged or ran out of memory, 2 for bad input, 130 if stopped.
 
     SystemExit, also with 2, for --help and for options that do not parse.
     """
@@ -83,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ValueError, OSError) as error:
         return complain(error, 2)
+    except MemoryError as error:
+        return complain(f"out of memory: {error} Use a smaller --batch-size, --context or model.", 1)
     except FloatingPointError as error:
         return complain(error, 1)
     except KeyboardInterrupt as interrupt:

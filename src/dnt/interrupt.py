@@ -1,29 +1,35 @@
 """Stopping between two steps. No torch."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+
+@contextmanager
+def on_stop_signals(handle: Callable[[int], None]) -> Iterator[None]:
+    """Call `handle` on SIGINT, SIGTERM and SIGHUP, but for those that are ignored (nohup); only the main thread can."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, lambda number, _frame: handle(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came. The first is only noted; the second raises KeyboardInterrupt at once."""
+    """Whether a stop signal came. The first is only noted; the second raises KeyboardInterrupt at once."""
     received: list[int] = []
 
-    def note(number: int, _frame: Any) -> None:
+    def note(number: int) -> None:
         if received:
             raise KeyboardInterrupt("interrupted twice: what came after the last checkpoint is lost")
         received.append(number)
 
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:
-        pass  # not in the main thread, where signals arrive: they stay as they are
-    try:
+    with on_stop_signals(note):
         yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

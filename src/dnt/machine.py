@@ -41,13 +41,14 @@ def can_compile() -> bool:
 def deterministic(device: torch.device) -> Iterator[None]:
     """Sums in a fixed order on a CPU: with several threads the compiled gradient of an embedding has none else."""
     memory: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(before[0] or device.type == "cpu")
+    before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
     memory.fill_uninitialized_memory = False  # it would only matter to a reader of what was never written
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         memory.fill_uninitialized_memory = before[1]
 
 
@@ -66,6 +67,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count what the parent held when it started this process
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM"):  # ru_maxrss would count what the parent held when it started this process
+            return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

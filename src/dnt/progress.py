@@ -23,7 +23,7 @@ def announcement(config: dict[str, Any]) -> str:
 def progress_bar(run: Run, steps: int, enabled: bool) -> Iterator[Callable[[int, float, float], None]]:
     """A function of (step, loss, tokens/s) that moves a bar on a terminal."""
     columns = (
-        TextColumn(run.path.name),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
@@ -32,5 +32,5 @@ def progress_bar(run: Run, steps: int, enabled: bool) -> Iterator[Callable[[int,
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not (enabled and sys.stderr.isatty())) as bar:
         done = run.last_checkpoint()
-        task = bar.add_task("", total=steps, completed=done[0] if done else 0, loss=math.nan, rate=0.0)
+        task = bar.add_task(run.path.name, total=steps, completed=done[0] if done else 0, loss=math.nan, rate=0.0)
         yield lambda step, loss, rate: bar.update(task, completed=step, loss=loss, rate=rate)

@@ -6,8 +6,10 @@
     tokenizer.json      how to turn text into the model's tokens and back
     checkpoint/         private resume state, step-STEP-SHA256.pt; only --resume opens it
     tensorboard/        the same curves, live
+    .lock               held by the process that writes here
 
-Files but the log are written under a temporary name, synced, and renamed: a reader finds the old or the new one.
+Config, weights, tokenizer and checkpoints are written under a temporary name, synced, and renamed: a reader finds the
+old or the new one.
 """
 
 import fcntl

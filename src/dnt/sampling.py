@@ -17,7 +17,7 @@ def sample(run: str | Path, settings: SampleSettings | None = None, **options: A
     settings = replace(settings or SampleSettings(), **options)
     model = load(run)
     tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{run}: the tokenizer has {tokenizer.vocab_size} symbols, the model {model.config.vocab_size}; "
             "tokenizer.json is not this run's."

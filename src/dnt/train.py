@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram
+from dnt.data.text import check_outside
 from dnt.data.tokens import TextData, Windows, prepare
 from dnt.interrupt import stop_requested
 from dnt.machine import best_precision, can_compile, describe_machine, deterministic, peak_memory_bytes
@@ -41,6 +42,7 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
             raise ValueError(f"--resume takes all settings from {settings.resume}/config.json; drop the other options.")
         settings = stored_settings(Run(Path(settings.resume)))
     context = settings.model_config(vocab_size=1, placement=settings.placement).context
+    check_outside(settings.data, settings.out or "runs")
     data = prepare(settings.data, settings.tokenizer, context, progress)
     torch.manual_seed(settings.seed)
     model = GPT(settings.model_config(data.vocab_size, settings.placement))
@@ -124,7 +126,10 @@ def fit(
         loop = Loop(fabric, model, data, optimizer, run, settings, seed)
         loop.restore(state)
         with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, progress) as show:
-            loop.run_to_end(stopping, show)
+            try:
+                loop.run_to_end(stopping, show)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(f"{str(error).splitlines()[0]} {last_good(run)}.") from error
     return run
 
 
@@ -137,7 +142,7 @@ def writing(run: Run) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             f"cannot write into {run.path}: {error}. {last_good(run)}. "
-            f"Make room, then continue: dnt train --resume {run.path}"
+            f"When there is room again: dnt train --resume {run.path}"
         ) from error
 
 
@@ -322,7 +327,7 @@ class Loop:
         """What the run reached and what it cost."""
         rows = self.run.rows("train")
         states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        rates = sorted(row["tokens_per_s"] for row in rows)
+        rates = sorted(row["tokens_per_s"] for row in rows if row["tokens_per_s"]) or [0.0]
         return {
             "event": "end",
             "step": self.step,

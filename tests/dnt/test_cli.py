@@ -86,6 +86,8 @@ def test_damaged_run_folders_are_one_line(run, capfd):
     longer = json.loads(tokenizer) | {"characters": "".join(map(chr, range(32, 400)))}
     (run / "tokenizer.json").write_text(json.dumps(longer))
     assert "the tokenizer has 368 symbols, the model" in complaint(capfd, "sample", "run")
+    (run / "tokenizer.json").write_text("{}")
+    assert "{} describes no tokenizer; its file is damaged." in complaint(capfd, "sample", "run")
     (run / "tokenizer.json").write_text("{")
     assert "tokenizer.json cannot be read" in complaint(capfd, "sample", "run")
     (run / "tokenizer.json").write_text(tokenizer)

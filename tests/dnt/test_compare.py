@@ -45,6 +45,7 @@ def test_learning_rates_go_to_the_closest_key_and_what_is_given_beats_the_defaul
         ({"norm": "rmsnrm"}, "unknown norm 'rmsnrm'. Did you mean 'rmsnorm'?"),
         ({"placements": ("dmt",)}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
         ({"heads": 3}, "heads=3 does not divide dim=128"),
+        ({"optimizers": ()}, "--optimizers is empty; name at least one"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_named(fields, message):
@@ -58,6 +59,12 @@ def test_a_grid_holds_every_combination_once():
     names = [name_of(cell) for cell in grid(settings)]
     assert len(names) == len(set(names)) == 2 * 2 * (1 + 4)
     assert "dnt-msgdw-lr0.3-wd0-seed1" in names
+
+
+def test_runs_are_not_written_into_the_data_they_read(workplace, capfd):
+    assert main(["compare", "--data", ".", *TINY]) == 2
+    assert "would become part of the data in .; choose an --out outside" in capfd.readouterr().err
+    assert main(["train", "--data", ".", *TINY, "--out", "here"]) == 2 and not Path("here").exists()
 
 
 def test_a_cells_command_line_says_its_settings(monkeypatch):
@@ -117,6 +124,8 @@ def test_the_main_job_from_the_command_line(workplace, capfd):
     assert "[1/4]" not in capfd.readouterr().err
 
     # another recipe does not mix with these cells
+    assert main([*COMPARE, "--precision", "bf16-mixed"]) == 2
+    assert "cmp was made with precision = '32', not 'bf16-mixed'" in capfd.readouterr().err
     assert main([*COMPARE, "--steps", "13"]) == 2
     assert "cmp was made with steps = 12, not 13; choose another --out." in capfd.readouterr().err
     text = Path("words.txt").read_text()

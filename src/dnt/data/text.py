@@ -125,6 +125,13 @@ def source_files(name: str) -> tuple[Path, list[Path]]:
     return root, files
 
 
+def check_outside(name: str, out: str | Path) -> None:
+    """ValueError if runs would be written into the folder they read: each would change the data of the next."""
+    root = Path(name).resolve()
+    if root.is_dir() and Path(out).resolve().is_relative_to(root):
+        raise ValueError(f"the runs in {out} would become part of the data in {name}; choose an --out outside of it.")
+
+
 def is_binary(path: Path) -> bool:
     """Git's rule: a NUL among the first 8000 bytes."""
     with path.open("rb") as file:
@@ -149,17 +156,19 @@ def split_by_file(files: list[Path]) -> dict[str, list[Path]] | None:
     """The files of each split; None if they are too large to fill half of what validation and test may hold."""
     sizes = {path: path.stat().st_size for path in files}
     budget = min(HELD_OUT * sum(sizes.values()), MOST_HELD_OUT)
-    parts: dict[str, list[Path]] = {}
+    parts: dict[str, list[Path]] = {"train": files}
     for split in ("validation", "test"):
-        parts[split] = []
-        for path in files:
-            taken = sum(sizes[other] for other in parts[split])
-            if path not in parts["validation"] and taken + sizes[path] <= budget:
-                parts[split].append(path)
-        if sum(sizes[path] for path in parts[split]) < budget / 2:
+        left: list[Path] = []
+        taken: list[Path] = []
+        room = budget
+        for path in parts["train"]:
+            fits = sizes[path] <= room
+            (taken if fits else left).append(path)
+            room -= sizes[path] if fits else 0
+        if room > budget / 2:
             return None
-    held = {*parts["validation"], *parts["test"]}
-    return {"train": [path for path in files if path not in held]} | parts
+        parts |= {"train": left, split: taken}
+    return parts
 
 
 def read_chunks(path: Path) -> Iterator[str]:
@@ -184,11 +193,11 @@ def write_tokens(folder: Path, name: str, root: Path, files: list[Path], kind: s
     joiner = [SEPARATOR] if root.is_dir() else []
 
     percent = TextColumn("{task.percentage:.0f}%")
-    columns = (TextColumn(f"preparing {name}"), BarColumn(), percent, TimeRemainingColumn())
+    columns = (TextColumn("preparing {task.description}", markup=False), BarColumn(), percent, TimeRemainingColumn())
     shown = show and sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         passes = 2 if kind == "char" else 1
-        task = bar.add_task("", total=passes * sum(path.stat().st_size for path in files))
+        task = bar.add_task(name, total=passes * sum(path.stat().st_size for path in files))
 
         def texts(paths: list[Path]) -> Iterator[str]:
             for path in paths:

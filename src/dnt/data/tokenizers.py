@@ -79,4 +79,7 @@ def code_points(text: str) -> np.ndarray:
 def tokenizer_from(description: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that `describe()` described."""
     fields = {name: value for name, value in description.items() if name != "kind"}
-    return lookup(TOKENIZERS, description["kind"], "tokenizer")(**fields)
+    try:
+        return lookup(TOKENIZERS, description["kind"], "tokenizer")(**fields)
+    except (KeyError, TypeError):
+        raise ValueError(f"{dict(description)!r} describes no tokenizer; its file is damaged.") from None

@@ -3,7 +3,6 @@
 Every cell is a `dnt train` in a process of its own, so that its peak memory is its own and a crash costs one cell.
 """
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dnt.data.text import prepare_text
+from dnt.data.text import check_outside, prepare_text
+from dnt.interrupt import on_stop_signals
 from dnt.listing import definitions
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
@@ -32,7 +32,8 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     """
     settings = replace(settings or CompareSettings(), **options)
     cells = list(grid(settings))
-    folder = Path(settings.out or f"runs/compare-{Path(settings.data).stem}")
+    folder = Path(settings.out or f"runs/compare-{Path(settings.data).resolve().stem}")
+    check_outside(settings.data, folder)
     data = prepare_text(settings.data, settings.tokenizer).describe()
     if not settings.lr and shared_by_all(settings) != asdict(Recipe()):
         print(
@@ -55,6 +56,9 @@ def shared_by_all(settings: CompareSettings) -> dict[str, Any]:
 
 def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
     """The settings of every cell."""
+    for option in ("placements", "optimizers", "seeds"):
+        if not getattr(settings, option):
+            raise ValueError(f"--{option} is empty; name at least one, or leave it out.")
     shared = shared_by_all(settings)
     lookup(definitions("nn/norms.py", "NORMS"), settings.norm, "norm")
     for optimizer in settings.optimizers:
@@ -113,6 +117,10 @@ def check_same(folder: Path, settings: CompareSettings, data: dict[str, Any]) ->
             if name != "precision" and before != now:
                 raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
         precision = config["training"]["precision"]
+        if settings.precision not in ("auto", precision):
+            raise ValueError(
+                f"{folder} was made with precision = {precision!r}, not {settings.precision!r}; choose another --out."
+            )
     return precision
 
 
@@ -148,20 +156,20 @@ def flags(cell: TrainSettings) -> list[str]:
 
 
 def run_child(command: list[str]) -> int:
-    """Run to the end, in a process group of its own; SIGINT and SIGTERM go on to it once, and it saves its state."""
-    received = []
-    with subprocess.Popen(command, stdout=STDERR, process_group=0) as child:
+    """Run to the end, in a process group of its own; a stop signal goes on to it once, and it saves its state."""
+    received: list[int] = []
+    children: list[subprocess.Popen[bytes]] = []
 
-        def forward(number: int, _frame: Any) -> None:
-            received.append(number)
+    def forward(number: int) -> None:
+        received.append(number)
+        for child in children:
             child.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            status = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    with on_stop_signals(forward), subprocess.Popen(command, stdout=STDERR, process_group=0) as child:
+        children.append(child)
+        if received:  # before there was a child to send it to
+            child.terminate()
+        status = child.wait()
     if received:
         raise KeyboardInterrupt("stopped; the same command continues")
     return status

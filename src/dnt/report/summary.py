@@ -107,6 +107,8 @@ class Comparison:
         """What the table means, in one line."""
         ranked = sorted(self.cells, key=lambda cell: cell.best.test)
         first, rest = ranked[0], ranked[1:]
+        if first.best.diverged:
+            return "Every cell diverged."
         parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats a token"]
         parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
         seeds = min(len(cell.best.ends) for cell in self.cells)
