@@ -215,5 +215,5 @@ def test_an_evaluation_predicts_every_token_but_the_first_exactly_once(context, 
 
 
 def test_a_context_longer_than_the_data_is_named(poem):
-    with pytest.raises(ValueError, match=r"the context of 9000 tokens is too long for a train of \d+ tokens"):
+    with pytest.raises(ValueError, match=r"the context of 9000 tokens is too long for the train split of \d+ tokens"):
         dnt.prepare(str(poem), context=9000)

@@ -23,13 +23,14 @@ class Windows:
 
     tokens: np.ndarray
     context: int
-    name: str = "split"
+    name: str = "given"
 
     def __post_init__(self) -> None:
         if len(self.tokens) < 2 * self.context:
             raise ValueError(
-                f"the context of {self.context} tokens is too long for a {self.name} of {len(self.tokens)} tokens (it "
-                f"needs twice the context); use --context {max(1, len(self.tokens) // 2)} or less, or more data."
+                f"the context of {self.context} tokens is too long for the {self.name} split of {len(self.tokens)} "
+                "tokens (it needs twice the context); "
+                f"use --context {max(1, len(self.tokens) // 2)} or less, or more data."
             )
 
     @property
