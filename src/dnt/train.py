@@ -174,7 +174,8 @@ class Loop:
         self.settings, self.seed = settings, seed
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         objective = Objective(model)
-        if settings.compile and can_compile():
+        compiled = settings.compile and can_compile()
+        if compiled:
             objective.compile()
         self.objective, self.optimizer = fabric.setup(objective, optimizer)
         self.board = SummaryWriter(str(run.path / "tensorboard"))
@@ -182,7 +183,7 @@ class Loop:
         self.elapsed = 0.0  # seconds spent in them
         self.recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps not yet logged
         self.recent_from = 0.0  # clock when the first timed of them began
-        self.untimed = 1 if settings.compile else 0  # of them: a process compiles in its first step
+        self.untimed = int(compiled)  # of them: a process compiles in its first step
         self.peak_memory = 0  # of processes before this one
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ class PreparedText:
 
 def prepare_text(name: str, tokenizer: str = "byte", progress: bool = True) -> PreparedText:
     """Tokens of a text source, from the cache ($DNT_CACHE, else ~/.cache/dnt) if they were prepared before."""
-    lookup(dict.fromkeys(TOKENIZERS), tokenizer, "tokenizer")
+    lookup(TOKENIZERS, tokenizer, "tokenizer")
     root, files = source_files(name)
     folder = cache_root() / "tokens" / cache_key(root, files, tokenizer)
     if not (folder / "meta.json").exists():
