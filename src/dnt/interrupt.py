@@ -8,11 +8,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def on_stop_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle` on SIGINT, SIGTERM and SIGHUP, but for those that are ignored (nohup); only the main thread can."""
+    """Call `handle` on SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP; only the main thread can.
+
+    A shell script starts its background jobs with SIGINT ignored: sent to them on purpose, it must stop them still.
+    """
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, lambda number, _frame: handle(number))
     try:
         yield
