@@ -17,7 +17,7 @@ def sample(run: str | Path, settings: SampleSettings | None = None, **options: A
     settings = replace(settings or SampleSettings(), **options)
     model = load(run)
     tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
-    if tokenizer.vocab_size != model.config.vocab_size:
+    if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{run}: the tokenizer has {tokenizer.vocab_size} symbols, the model {model.config.vocab_size}; "
             "tokenizer.json is not this run's."
@@ -25,5 +25,7 @@ def sample(run: str | Path, settings: SampleSettings | None = None, **options: A
     first = "\n" if tokenizer.can_encode("\n") else tokenizer.decode([0])
     prompt = torch.from_numpy(tokenizer.encode(settings.prompt or first).astype("int64"))[None]
     generator = torch.Generator().manual_seed(settings.seed)
-    tokens = model.generate(prompt, settings.tokens, settings.temperature, settings.top_k, generator)
+    tokens = model.generate(
+        prompt, settings.tokens, settings.temperature, settings.top_k, generator, symbols=tokenizer.vocab_size
+    )
     return tokenizer.decode(tokens[0].tolist())

@@ -61,12 +61,23 @@ class Recipe(FitSettings):
     norm_eps: float = GPTConfig.norm_eps
     mlp_ratio: float = GPTConfig.mlp_ratio
     activation: str = GPTConfig.activation
+    """gelu, gelu-tanh, relu or swiglu"""
     bias: bool = GPTConfig.bias
     init: str = GPTConfig.init
     """dnt: W_o and W_2 over sqrt(2 depth) where no MidNorm follows; gpt2: always"""
     init_std: float = GPTConfig.init_std
     dropout: float = GPTConfig.dropout
+    """on the embedding, the attention probabilities and each branch"""
+    drop_path: float = GPTConfig.drop_path
+    """probability of dropping the branches of the last block; 0 at the first, linear between"""
     tie_embeddings: bool = GPTConfig.tie_embeddings
+    positions: str = GPTConfig.positions
+    """learned or rope"""
+    rope_base: float = GPTConfig.rope_base
+    kv_heads: int | None = GPTConfig.kv_heads
+    """heads of keys and values; as many as heads if not given"""
+    vocab_multiple: int = 1
+    """the vocabulary is rounded up to a multiple of it; 64 suits GPUs"""
     momentum: float = 0.9
     """msgdw only"""
     nesterov: bool = False
@@ -80,7 +91,10 @@ class Recipe(FitSettings):
         given = {name: value for name, value in shape.items() if value is not None}
         shared = {field.name for field in fields(GPTConfig)} & {field.name for field in fields(Recipe)} - set(shape)
         same = {name: getattr(self, name) for name in shared}
-        return gpt_config(self.model, **given, **same, vocab_size=vocab_size, placement=placement)
+        if self.vocab_multiple < 1:
+            raise ValueError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1.")
+        padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
+        return gpt_config(self.model, **given, **same, vocab_size=padded, placement=placement)
 
 
 @dataclass(frozen=True, kw_only=True)

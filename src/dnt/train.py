@@ -345,10 +345,10 @@ class Loop:
 
 def check_match(model: GPT, data: TextData) -> None:
     """ValueError if the model cannot read the data."""
-    if model.config.vocab_size != data.vocab_size:
+    if model.config.vocab_size < data.vocab_size:
         raise ValueError(
             f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
-            f"build the model with vocab_size={data.vocab_size}."
+            f"build the model with vocab_size={data.vocab_size} or more."
         )
     if model.config.context != data.context:
         raise ValueError(

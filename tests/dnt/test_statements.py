@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.functional import jacobian
 
 import dnt
@@ -29,7 +30,7 @@ def double():
 
 
 def attention(qk: bool = False) -> Attention:
-    return Attention(D, HEADS, norm if qk else None, bias=False, dropout=0.0)
+    return Attention(D, HEADS, HEADS, norm if qk else None, bias=False, dropout=0.0)
 
 
 def mlp(activation: str) -> MLP:
@@ -75,7 +76,7 @@ def test_statement_1_inputnorm_makes_the_model_blind_to_the_scale_of_its_embeddi
 
 
 def test_statement_2_prenorm_attention_does_not_see_the_scale_of_a_token_nor_does_its_jacobian():
-    branch = Sublayer(attention(), Slots(pre=True), norm, D, dropout=0.0)
+    branch = Sublayer(attention(), Slots(pre=True), norm, D, nn.Identity())
     x = torch.randn(1, N, D)
     scaled = x * torch.tensor([0.1, 1.0, 10.0, 3.0, 1e3, 0.5]).view(1, N, 1)
     torch.testing.assert_close(branch.f(branch.pre(scaled)), branch.f(branch.pre(x)))
@@ -95,7 +96,7 @@ def branch_and_jacobian(sublayer: Sublayer, x: torch.Tensor) -> tuple[torch.Tens
 @pytest.mark.parametrize("matrix", ["up", "out"])
 def test_statement_3_midnorm_makes_a_branch_blind_to_its_weight_scale(activation, matrix):
     """Exact for ReLU; with GELU only W_2 is blind, and W_1 x 3 changes the normalized branch by some percent."""
-    sublayer = Sublayer(mlp(activation), Slots(mid=True), norm, D, dropout=0.0)
+    sublayer = Sublayer(mlp(activation), Slots(mid=True), norm, D, nn.Identity())
     x = torch.randn(1, N, D)
     before, jacobian_before = branch_and_jacobian(sublayer, x)
     scale_(getattr(sublayer.f, matrix).weight, 3.0)
@@ -110,8 +111,8 @@ def test_statement_3_midnorm_makes_a_branch_blind_to_its_weight_scale(activation
 
 @pytest.mark.parametrize("matrix", ["v", "out"])
 def test_statement_3_midnorm_makes_attention_blind_to_the_scale_of_values_and_output(matrix):
-    with_mid = Sublayer(attention(), Slots(pre=True, mid=True), norm, D, dropout=0.0)
-    without = Sublayer(with_mid.f, Slots(pre=True), norm, D, dropout=0.0)
+    with_mid = Sublayer(attention(), Slots(pre=True, mid=True), norm, D, nn.Identity())
+    without = Sublayer(with_mid.f, Slots(pre=True), norm, D, nn.Identity())
     x = torch.randn(1, N, D)
     before, jacobian_before = branch_and_jacobian(with_mid, x)
     bare = without(x)
@@ -127,7 +128,7 @@ def test_statement_3_midnorm_makes_attention_blind_to_the_scale_of_values_and_ou
 
 def test_statement_4_postnorm_forgets_its_input_as_the_branch_grows():
     """J = J_N(z)(I + J_f): the skip's share falls and J tends to the Jacobian of N(f(x)), not to 0."""
-    sublayer = Sublayer(mlp("relu"), Slots(post=True), norm, D, dropout=0.0)
+    sublayer = Sublayer(mlp("relu"), Slots(post=True), norm, D, nn.Identity())
     x = torch.randn(D)
     distance, share, size = [], [], []
     for _ in range(4):

@@ -6,9 +6,9 @@ from typing import Any
 from dnt.lookup import lookup
 from dnt.nn.placement import Placement, placement_named
 
-ACTIVATIONS = ("gelu", "gelu-tanh", "relu")
+ACTIVATIONS = ("gelu", "gelu-tanh", "relu", "swiglu")
 INITS = ("dnt", "gpt2")
-POSITIONS = ("learned",)
+POSITIONS = ("learned", "rope")
 
 
 def check_choice(name: str, known: tuple[str, ...], what: str) -> None:
@@ -20,8 +20,11 @@ class GPTConfig:
     """A causal language model.
 
     context: longest sequence in tokens. depth: blocks. dim: width. placement: a name of PLACEMENTS or a Placement.
-    activation: gelu is the exact one. bias: of linear layers and LayerNorms. init: see dnt.nn.init. dropout: on the
-    embedding, on attention probabilities and on each branch.
+    activation: gelu is the exact one; swiglu has a third matrix (mlp_ratio=8/3 keeps the parameters of the others).
+    bias: of linear layers and LayerNorms. init: see dnt.nn.init. dropout: on the embedding, on attention probabilities
+    and on each branch. kv_heads: heads of keys and values, each shared by heads / kv_heads queries (2305.13245); as
+    many as heads if not given. drop_path: probability of dropping the branches of the last block, rising from 0 at the
+    first (1603.09382). positions: learned, or rope (2104.09864, the two halves of a head are the pairs) with its base.
     """
 
     vocab_size: int
@@ -40,6 +43,9 @@ class GPTConfig:
     dropout: float = 0.0
     tie_embeddings: bool = True
     positions: str = "learned"
+    rope_base: float = 10_000.0
+    kv_heads: int | None = None
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         placement_named(self.placement)
@@ -52,13 +58,25 @@ class GPTConfig:
         if self.dim % self.heads:
             near = min((h for h in range(1, self.dim + 1) if self.dim % h == 0), key=lambda h: abs(h - self.heads))
             raise ValueError(f"heads={self.heads} does not divide dim={self.dim}. Nearest that does: heads={near}.")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose one that does.")
+        if self.positions == "rope" and (self.head_dim % 2 or self.rope_base <= 0):
+            raise ValueError(
+                f"rope turns pairs: the head width dim / heads = {self.head_dim} must be even, and rope_base "
+                f"({self.rope_base}) positive."
+            )
         if self.hidden < 1 or self.init_std < 0 or self.norm_eps < 0:
             raise ValueError(
                 f"mlp_ratio is {self.mlp_ratio}, init_std {self.init_std}, norm_eps {self.norm_eps}; "
                 "mlp_ratio * dim must be at least 1, the others at least 0."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1).")
+        for field in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be in [0, 1).")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
 
     @property
     def hidden(self) -> int:
@@ -85,9 +103,12 @@ def gpt_parameters(config: GPTConfig) -> int:
     with_bias = config.bias
     norm = config.dim * (2 if with_bias and config.norm == "layernorm" else 1)
     qk_norm = norm // config.heads
-    attention = 4 * config.dim**2 + (4 * config.dim if with_bias else 0)
-    mlp = 2 * config.dim * config.hidden + (config.hidden + config.dim if with_bias else 0)
+    qkv = config.dim + 2 * (config.kv_heads or config.heads) * config.head_dim
+    attention = (qkv + config.dim) * (config.dim + with_bias)
+    up = config.hidden * (2 if config.activation == "swiglu" else 1)
+    mlp = up * (config.dim + with_bias) + config.dim * (config.hidden + with_bias)
     norms = sum(slots.pre + slots.mid + slots.post for slots in (placement.attn, placement.mlp)) * norm
     block = attention + mlp + norms + (2 * qk_norm if placement.qk else 0)
-    embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + config.context) * config.dim
+    positions = config.context if config.positions == "learned" else 0
+    embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + positions) * config.dim
     return embeddings + config.depth * block + (placement.input + placement.final) * norm

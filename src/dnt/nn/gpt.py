@@ -1,19 +1,23 @@
 """GPT with any placement: a causal language model (L-DNT when the placement is "dnt")."""
-# B batch, T tokens, D width, V vocabulary
+# B batch, T new tokens, S cached and new ones, D width, V vocabulary, N = B T
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.nn.init import initialize
-from dnt.nn.layers import MLP, Attention, Block, KeyValueCache
+from dnt.nn.layers import MLP, Attention, Block, DropPath, KeyValueCache, rotation
 from dnt.nn.norms import NORMS
 from dnt.nn.placement import placement_named
+
+MOST_LOGITS = 1 << 26  # N x V that are kept for the backward pass: 256 MiB of float32
 
 
 class GPT(nn.Module):
@@ -28,7 +32,8 @@ class GPT(nn.Module):
         placement = placement_named(config.placement)
         norm = partial(lookup(NORMS, config.norm, "norm"), eps=config.norm_eps, bias=config.bias)
         self.tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.positions = nn.Embedding(config.context, config.dim)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.context, config.dim)
         self.input_norm = norm(config.dim) if placement.input else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
@@ -36,35 +41,91 @@ class GPT(nn.Module):
                 placement,
                 norm,
                 config.dim,
-                Attention(config.dim, config.heads, norm if placement.qk else None, config.bias, config.dropout),
+                Attention(
+                    config.dim,
+                    config.heads,
+                    config.kv_heads or config.heads,
+                    norm if placement.qk else None,
+                    config.bias,
+                    config.dropout,
+                ),
                 MLP(config.dim, config.hidden, config.activation, config.bias),
-                config.dropout,
+                nn.Sequential(nn.Dropout(config.dropout), DropPath(config.drop_path * i / max(1, config.depth - 1))),
             )
-            for _ in range(config.depth)
+            for i in range(config.depth)
         )
         self.final_norm = norm(config.dim) if placement.final else nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.tokens.weight
+        self.recompute = (
+            False  # whether the backward pass computes each block's activations again instead of keeping them
+        )
         initialize(self, config.depth, config.init_std, config.init)
 
-    def forward(self, tokens_BT: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
-        """tokens (B, T) int64 -> logits (B, T, V). With caches (one a block) the tokens continue those cached."""
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        caches: Sequence[KeyValueCache] | None = None,
+        real_BS: Tensor | None = None,
+    ) -> Tensor:
+        """tokens (B, T) int64 -> logits (B, T, V). With caches (one a block) the tokens continue those cached.
+
+        real (B, S) bool: which of the cached and new tokens are no padding; all of them if not given. Positions count
+        the real ones alone, so that a padded sequence gets the logits of the sequence itself.
+        """
+        return self.head(self.hidden(tokens_BT, caches, real_BS))
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        caches: Sequence[KeyValueCache] | None = None,
+        real_BS: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads, (B, T, D); arguments as for forward."""
+        config = self.config
         seen = len(caches[0]) if caches else 0
         end = seen + tokens_BT.shape[1]
-        if end > self.config.context:
-            raise ValueError(f"got {end} tokens, but the model's context is {self.config.context}; pass fewer.")
-        x_BTD = self.tokens(tokens_BT) + self.positions.weight[seen:end]
+        if end > config.context:
+            raise ValueError(f"got {end} tokens, but the model's context is {config.context}; pass fewer.")
+        positions = torch.arange(seen, end, device=tokens_BT.device)
+        if real_BS is not None:
+            positions = (real_BS.cumsum(-1) - 1).clamp(min=0)[:, seen:]
+        context: dict[str, Any] = {"mask": attention_mask(seen, end, real_BS, tokens_BT.device)}
+        x_BTD = self.tokens(tokens_BT)
+        if config.positions == "rope":
+            context["rotation"] = rotation(positions, config.head_dim, config.rope_base)
+        elif real_BS is None:
+            x_BTD = x_BTD + self.positions.weight[seen:end]
+        else:
+            x_BTD = x_BTD + self.positions(positions)
         x_BTD = self.drop(self.input_norm(x_BTD))
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, cache=caches[i] if caches else None)
-        return self.head(self.final_norm(x_BTD))
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, use_reentrant=False, **context)
+            else:
+                x_BTD = block(x_BTD, cache=caches[i] if caches else None, **context)
+        return self.final_norm(x_BTD)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over the targets (B, T) that are not -1; () tensor."""
-        logits = self(tokens_BT)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), ignore_index=-1)
+        """Mean cross-entropy in nats over the targets (B, T) that are not -1; () tensor.
+
+        More than MOST_LOGITS logits are computed in chunks of tokens, and again in the backward pass, so that no
+        (B, T, V) tensor is ever kept.
+        """
+        hidden_ND, targets_N = self.hidden(tokens_BT).flatten(0, 1), targets_BT.flatten()
+        rows = max(1, MOST_LOGITS // self.config.vocab_size)
+        if len(targets_N) <= rows:
+            return self.cross_entropy(hidden_ND, targets_N, "mean")
+        chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+        total = sum(checkpoint(self.cross_entropy, *chunk, "sum", use_reentrant=False) for chunk in chunks)
+        return total / (targets_N >= 0).sum()
+
+    def cross_entropy(self, hidden_ND: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
+        """Of the head's predictions, at least in float32."""
+        logits_NV = self.head(hidden_ND)
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        return F.cross_entropy(logits_NV, targets_N, ignore_index=-1, reduction=reduction)
 
     @torch.no_grad()
     def generate(
@@ -74,10 +135,12 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
+        symbols: int | None = None,
     ) -> Tensor:
         """Continue tokens (B, T) one by one -> (B, T + max_new_tokens), prompt included.
 
-        temperature 0 takes the likeliest token. Keys and values are cached until the context is full; from there each
+        temperature 0 takes the likeliest token. symbols: draw from the first so many ids alone, where the vocabulary is
+        padded. Keys and values are cached until the context is full; from there each
         token is predicted from the last `context` tokens anew, since learned positions shift with the window.
         """
         if tokens.shape[1] == 0:
@@ -93,9 +156,23 @@ class GPT(nn.Module):
             else:
                 caches = [KeyValueCache() for _ in self.blocks]
                 logits_BV = self(tokens[:, -self.config.context :], caches)[:, -1]
-            tokens = torch.cat([tokens, draw(logits_BV, temperature, top_k, generator)], dim=1)
+            tokens = torch.cat([tokens, draw(logits_BV[:, :symbols], temperature, top_k, generator)], dim=1)
         self.train(was_training)
         return tokens
+
+
+def attention_mask(seen: int, end: int, real_BS: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which of the tokens up to `end` (S) those from `seen` on (T) may look at: (T, S), or (B, 1, T, S) with padding.
+
+    None where causal attention, or a single token that sees all, says the same.
+    """
+    if real_BS is None and (seen == 0 or end - seen == 1):
+        return None
+    causal_TS = torch.ones(end - seen, end, dtype=torch.bool, device=device).tril(seen)
+    if real_BS is None:
+        return causal_TS
+    itself_TS = torch.eye(end, dtype=torch.bool, device=device)[seen:]  # padding looks at itself, not at nothing
+    return (causal_TS & real_BS.bool()[:, None, :] | itself_TS)[:, None]
 
 
 def draw(logits_BV: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
