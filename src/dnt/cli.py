@@ -16,6 +16,8 @@ from dnt.settings import CompareSettings, SampleSettings, TrainSettings
 def train(settings: TrainSettings) -> None:
     """Train one model into a run folder."""
     run = import_module("dnt.train").train(settings)
+    if not import_module("dnt.parallel").is_first():
+        return
     end = run.end
     print(f"validation {end['validation']:.4f}  test {end['test']:.4f}  {run.path}")
 
@@ -81,12 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
+    except (FloatingPointError, ConnectionError) as error:  # it diverged, or a process of it is gone
+        return complain(error, 1)
     except (ValueError, OSError) as error:
         return complain(error, 2)
     except MemoryError as error:
         return complain(f"out of memory: {error} Use a smaller --batch-size, --context or model.", 1)
-    except FloatingPointError as error:
-        return complain(error, 1)
     except KeyboardInterrupt as interrupt:
         return complain(str(interrupt) or "interrupted", 130)
     return 0

@@ -4,25 +4,26 @@
     log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, end or diverged
     model.safetensors   the weights at the last checkpoint: what load and sample read
     tokenizer.json      how to turn text into the model's tokens and back
-    checkpoint/         private resume state, step-STEP-SHA256.pt; only --resume opens it
+    checkpoint/         private resume state (dnt.checkpoints), a folder step-STEP; only --resume opens it
     tensorboard/        the same curves, live
     .lock               held by the process that writes here
 
 Config, weights, tokenizer and checkpoints are written under a temporary name, synced, and renamed: a reader finds the
-old or the new one.
+old or the new one. Of several processes the first writes, but for its part of a checkpoint.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from dnt.files import atomic_write, read_json, write_json
+from dnt.files import UNFINISHED, atomic_write, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,15 @@ class Run:
                 raise ValueError(f"another process is training into {self.path}; wait for it or stop it.") from None
             yield
 
-    def start(self, config: dict[str, Any], tokenizer: dict[str, Any]) -> None:
-        """Begin a new run here; ValueError if there is one already."""
+    def check_free(self) -> None:
         if (self.path / "config.json").exists():
             raise ValueError(
                 f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another --out."
             )
+
+    def start(self, config: dict[str, Any], tokenizer: dict[str, Any]) -> None:
+        """Begin a new run here; ValueError if there is one already."""
+        self.check_free()
         write_json(self.path / "tokenizer.json", tokenizer)
         write_json(self.path / "config.json", config)
 
@@ -97,27 +101,30 @@ class Run:
             file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and path of the newest complete checkpoint."""
-        found = sorted((self.path / "checkpoint").glob("step-*-*.pt"))
-        return (int(found[-1].stem.split("-")[1]), found[-1]) if found else None
+        """Step and folder of the newest complete checkpoint."""
+        folders = (self.path / "checkpoint").glob("step-*")
+        found = sorted(path for path in folders if path.is_dir() and path.suffix != UNFINISHED)
+        return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
 
-    def write_checkpoint(self, step: int, write: Callable[[BinaryIO], None]) -> None:
-        """Write the resume state after `step` steps, its name the digest of its content; then remove older ones."""
-        path = self.path / "checkpoint" / f"step-{step:09d}.pt"
-        with atomic_write(path) as file:
-            write(file)
-        whole = path.with_name(f"{path.stem}-{digest(path)}.pt")
-        os.replace(path, whole)
-        for other in path.parent.iterdir():
+    def begin_checkpoint(self, step: int) -> None:
+        """Make the empty folder that `unfinished_checkpoint` names."""
+        shutil.rmtree(self.unfinished_checkpoint(step), ignore_errors=True)
+        self.unfinished_checkpoint(step).mkdir(parents=True)
+
+    def unfinished_checkpoint(self, step: int) -> Path:
+        """Where the processes write their parts."""
+        return self.path / "checkpoint" / f"step-{step:09d}{UNFINISHED}"
+
+    def end_checkpoint(self, step: int) -> None:
+        """The parts are there: make them the newest checkpoint, and remove the older ones."""
+        unfinished = self.unfinished_checkpoint(step)
+        whole = unfinished.with_suffix("")
+        os.replace(unfinished, whole)
+        for other in whole.parent.iterdir():
             if other != whole:
-                other.unlink()
+                shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint still has the content it was written with."""
-    return checkpoint.stem.endswith(digest(checkpoint))

@@ -7,8 +7,16 @@ from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.optim.schedule import SCHEDULES
 
-PRECISIONS = {"auto": "by capability", "32": "32-true", "bf16-mixed": "bf16-mixed"}  # as Fabric calls them
-LEAST = {"steps": 1, "batch_size": 1, "eval_every": 1, "checkpoint_every": 1, "warmup": 0, "clip": 0, "floor": 0}
+PRECISIONS = {  # as Fabric calls them
+    "auto": "by capability",
+    "32": "32-true",
+    "bf16-mixed": "bf16-mixed",
+    "16-mixed": "16-mixed",
+}
+STRATEGIES = ("ddp", "fsdp")
+LEAST = {"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0}
+LEAST |= {"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1}
+HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +25,7 @@ class FitSettings:
 
     steps: int = 400
     batch_size: int = 64
-    """sequences a step, over all processes"""
+    """sequences a step, over all processes and micro-batches"""
     schedule: str = "cosine"
     """cosine, wsd or constant"""
     warmup: int = 40
@@ -27,19 +35,33 @@ class FitSettings:
     clip: float = 1.0
     """bound on the global gradient norm; 0 for none"""
     precision: str = "auto"
-    """32, bf16-mixed, or auto: bf16-mixed where the hardware has bfloat16 matrix instructions, else 32"""
+    """32, bf16-mixed, 16-mixed (GPU), or auto: bf16-mixed where there are bfloat16 matrix instructions, else 32"""
     compile: bool = True
     """torch.compile; without a C++ compiler a run is eager, with a warning"""
     eval_every: int = 200
-    """steps between evaluations on the whole validation split"""
+    """steps between evaluations on the validation split"""
+    eval_tokens: int = 1 << 18
+    """of validation, and of test, that an evaluation reads, from its start; 0 for all"""
     checkpoint_every: int = 200
+    devices: int | None = None
+    """processes on each machine, one a GPU, or sharing the CPU's cores; 1 if not given"""
+    nodes: int | None = None
+    """machines; their processes are started by torchrun or SLURM (see docs/devices.md)"""
+    strategy: str | None = None
+    """of several processes: ddp (each holds the model; the default) or fsdp (FSDP2: it is divided among them)"""
+    accumulate: int | None = None
+    """micro-batches a step, to save memory"""
+    recompute: bool = False
+    """recompute each block's activations in the backward pass instead of keeping them, to save memory"""
 
     def __post_init__(self) -> None:
         lookup(SCHEDULES, self.schedule, "schedule")
         lookup(PRECISIONS, self.precision, "precision")
+        if self.strategy is not None:
+            lookup(dict.fromkeys(STRATEGIES), self.strategy, "strategy")
         for field, least in LEAST.items():
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
+            if (value := getattr(self, field)) is not None and value < least:
+                raise ValueError(f"{field} is {value}; it must be at least {least}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +134,7 @@ class TrainSettings(Recipe):
     out: str | None = None
     """the run folder; runs/DATE-TIME if not given"""
     resume: str | None = None
-    """continue this run folder with its own settings; takes no other option"""
+    """continue this run folder with its own settings; of the other options, only --devices and those after it count"""
 
     def as_json(self) -> dict[str, Any]:
         """The settings that say what a run is, not where it lies."""

@@ -6,18 +6,19 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from dnt.analysis.gradients import gradient_histogram
+from dnt.analysis.gradients import gradient_histogram, histogram
+from dnt.checkpoints import read_state, write_state
 from dnt.data.text import check_outside
 from dnt.data.tokens import TextData, Windows, prepare
 from dnt.interrupt import stop_requested
@@ -25,10 +26,11 @@ from dnt.machine import best_precision, can_compile, describe_machine, determini
 from dnt.nn.gpt import GPT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import SCHEDULES
+from dnt.parallel import local, process_lost, rebound, shard, watched, whole
 from dnt.progress import announcement, progress_bar
-from dnt.runs import Run, is_whole
-from dnt.settings import PRECISIONS, FitSettings, TrainSettings
-from dnt.weights import describe_model, save_weights
+from dnt.runs import Run
+from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
+from dnt.weights import describe_model, write_weights
 
 LOG_EVERY = 10  # steps
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every precision it sets
@@ -38,9 +40,13 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
     """Train one model as the settings say: what `dnt train` does."""
     resume = settings.resume is not None
     if settings.resume is not None:
-        if settings != TrainSettings(resume=settings.resume):
-            raise ValueError(f"--resume takes all settings from {settings.resume}/config.json; drop the other options.")
-        settings = stored_settings(Run(Path(settings.resume)))
+        given = {name: getattr(settings, name) for name in HOW if getattr(settings, name)}
+        if settings != TrainSettings(resume=settings.resume, **given):
+            raise ValueError(
+                f"--resume takes its settings from {settings.resume}/config.json; drop the other options "
+                f"(but --{', --'.join(HOW)})."
+            )
+        settings = replace(stored_settings(Run(Path(settings.resume))), **given)
     context = settings.model_config(vocab_size=1, placement=settings.placement).context
     check_outside(settings.data, settings.out or "runs")
     data = prepare(settings.data, settings.tokenizer, context, progress)
@@ -94,13 +100,13 @@ def fit(
     finite; after SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised.
     """
     settings = FitSettings(**options)
-    check_match(model, data)
+    check_match(model, data, optimizer)
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0.")
-    run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     precision = best_precision() if settings.precision == "auto" else settings.precision
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+    check_devices(settings, precision)
+    run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
+    fabric = make_fabric(settings, precision)
     config = {
         "model": describe_model(model),
         "data": data.describe(),
@@ -114,18 +120,26 @@ def fit(
         check_same(run, config)
         if run.end and run.end["event"] == "end":
             return run
-    with writing(run), deterministic(fabric.device):
-        state = read_checkpoint(run) if resume else {}
-        if resume:
-            run.rewind_log(state.get("step", -1))
-        else:
-            run.start(config, data.tokenizer.describe())
-        if progress:
-            print(announcement(config), file=sys.stderr, flush=True)
-        torch.manual_seed(seed)
+    else:
+        run.check_free()
+    fabric.launch()  # starts the other processes, which come as far as this too
+    run = Run(Path(fabric.broadcast(str(run.path))))
+    with in_company(fabric, run), writing(run, fabric), deterministic(fabric.device):
+        if fabric.is_global_zero:
+            if resume:
+                found = run.last_checkpoint()
+                run.rewind_log(found[0] if found else -1)
+            else:
+                run.start(config, data.tokenizer.describe())
+            if progress:
+                print(announcement(config), file=sys.stderr, flush=True)
+        fabric.barrier()
+        torch.manual_seed(seed + fabric.global_rank)
         loop = Loop(fabric, model, data, optimizer, run, settings, seed)
-        loop.restore(state)
-        with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, progress) as show:
+        if resume:
+            loop.restore()
+        show_here = progress and fabric.is_global_zero
+        with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, show_here) as show:
             try:
                 loop.run_to_end(stopping, show)
             except torch.OutOfMemoryError as error:
@@ -133,12 +147,76 @@ def fit(
     return run
 
 
+def check_devices(settings: FitSettings, precision: str) -> None:
+    """ValueError for what this machine has not, and for what cannot be combined."""
+    devices, cuda = settings.devices or 1, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if cuda and devices > cuda:
+        raise ValueError(f"devices is {devices}, but this machine has {cuda} GPUs; use --devices {cuda} or less.")
+    if precision == "16-mixed" and not cuda:
+        raise ValueError("16-mixed needs a GPU; on a CPU use --precision bf16-mixed or 32.")
+    if precision == "16-mixed" and settings.strategy == "fsdp":
+        raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
+    processes, accumulate = devices * (settings.nodes or 1), settings.accumulate or 1
+    if settings.batch_size % (processes * accumulate):
+        raise ValueError(
+            f"batch_size is {settings.batch_size}, no multiple of {processes} processes x {accumulate} micro-batches; "
+            f"use {-(-settings.batch_size // (processes * accumulate)) * processes * accumulate}, for example."
+        )
+
+
+def make_fabric(settings: FitSettings, precision: str) -> Fabric:
+    devices, nodes = settings.devices or 1, settings.nodes or 1
+    strategy: Any = settings.strategy or ("ddp" if devices * nodes > 1 else "auto")
+    if strategy == "fsdp":  # Fabric's own "fsdp" is FSDP1
+        strategy = ModelParallelStrategy(
+            lambda objective, mesh: shard(objective, objective.model.blocks, mesh["data_parallel"]),
+            data_parallel_size=devices * nodes,
+            tensor_parallel_size=1,
+        )
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    return Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+    )
+
+
 @contextmanager
-def writing(run: Run) -> Iterator[None]:
+def in_company(fabric: Fabric, run: Run) -> Iterator[None]:
+    """When another process is gone, end with one line; of an error that all share, the first process alone speaks."""
+    if fabric.world_size == 1:
+        yield
+        return
+    launcher = fabric.strategy.launcher
+    children = list(getattr(launcher, "procs", []))
+    if launcher is None:  # torchrun or SLURM started all, and ends all
+        watch: Any = nullcontext()
+    else:
+        watch = watched(children, lambda what: f"{what}; {last_good(run)}. Go on: dnt train --resume {run.path}")
+    try:
+        with watch:
+            yield
+    except (FloatingPointError, KeyboardInterrupt) as error:
+        if fabric.is_global_zero:
+            raise
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+    except RuntimeError as error:
+        if not process_lost(error):
+            raise
+        lost = str(error).splitlines()[0]
+        raise ConnectionError(f"another process of this run is gone ({lost}); {last_good(run)}.") from None
+
+
+@contextmanager
+def writing(run: Run, fabric: Fabric) -> Iterator[None]:
     """The right to write into a run folder; a full disk says what is safe."""
     try:
-        with run.locked():
+        with run.locked() if fabric.is_global_zero else nullcontext():
             yield
+    except ConnectionError:
+        raise
     except OSError as error:
         raise OSError(
             f"cannot write into {run.path}: {error}. {last_good(run)}. "
@@ -162,23 +240,34 @@ class Loop:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: Any,
         model: GPT,
         data: TextData,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Any,
         run: Run,
         settings: FitSettings,
         seed: int,
     ):
         self.fabric, self.model, self.data, self.run = fabric, model, data, run
         self.settings, self.seed = settings, seed
+        self.accumulate = settings.accumulate or 1
+        self.several = fabric.world_size > 1
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        most = settings.eval_tokens or None
+        self.held_out = {
+            name: replace(split, tokens=split.tokens[: most and most + 1])
+            for name, split in (("validation", data.validation), ("test", data.test))
+        }
+        model.recompute = settings.recompute
         objective = Objective(model)
         compiled = settings.compile and can_compile()
         if compiled:
-            objective.compile()
-        self.objective, self.optimizer = fabric.setup(objective, optimizer)
-        self.board = SummaryWriter(str(run.path / "tensorboard"))
+            for module in model.blocks if self.several else [objective]:  # by block, what is sent overlaps
+                module.compile()
+        with rebound(model, optimizer):
+            self.objective = fabric.setup_module(objective)
+        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.board: Any = SummaryWriter(str(run.path / "tensorboard")) if fabric.is_global_zero else nullcontext()
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds spent in them
         self.recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps not yet logged
@@ -186,59 +275,84 @@ class Loop:
         self.untimed = int(compiled)  # of them: a process compiles in its first step
         self.peak_memory = 0  # of processes before this one
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state; nothing if it is empty."""
-        if not state:
+    def record(self, *rows: dict[str, Any], curves: dict[str, float] | None = None) -> None:
+        """Into the log, and onto the board; the first process alone."""
+        if self.fabric.is_global_zero:
+            self.run.append(list(rows))
+            for name, value in (curves or {}).items():
+                self.board.add_scalar(name, value, self.step)
+
+    def over_all(self, value: float, how: str) -> float:
+        """The "sum", "mean", "max" or "min" of a number over all processes."""
+        return float(
+            self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64, device=self.fabric.device), reduce_op=how)
+        )
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint; nothing if there is none."""
+        found = self.run.last_checkpoint()
+        if not found:
             return
+        state = read_state(found[1], self.fabric.global_rank, self.model, self.optimizer)
         self.step, self.elapsed, self.peak_memory = state["step"], state["elapsed"], state["peak_memory"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        torch.manual_seed(self.seed + self.fabric.global_rank + self.step)  # for a process that had no state of its own
+        if "rng" in state:
+            torch.set_rng_state(state["rng"])
+            if self.fabric.device.type == "cuda" and "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
 
     def checkpoint(self) -> None:
         """The last loss was finite, but the update after it may have broken the weights: those are not kept."""
-        if not all(p.isfinite().all() for p in self.model.parameters()):
+        finite = all(bool(local(p).isfinite().all()) for p in self.model.parameters())
+        if not self.over_all(float(finite), "min"):
             self.diverge(self.step, "the weights are no longer finite")
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
             "peak_memory": self.most_memory(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
             "rng": torch.get_rng_state(),
         }
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
-        save_weights(self.model, self.run.weights)  # before the checkpoint: a kill between the two repeats both
-        try:
-            self.run.write_checkpoint(self.step, lambda file: torch.save(state, file))
-        except RuntimeError as error:  # torch.save reports a full disk so
-            raise OSError(str(error).splitlines()[0]) from error
+        weights = {name: whole(p.detach()).cpu() for name, p in self.model.named_parameters()}
+        if self.fabric.is_global_zero:  # before the checkpoint: a kill between the two repeats both
+            write_weights(weights, self.run.weights)
+            self.run.begin_checkpoint(self.step)
+        self.fabric.barrier()
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        folder = self.run.unfinished_checkpoint(self.step)
+        write_state(folder, rank, processes, self.model, self.optimizer, state)
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            self.run.end_checkpoint(self.step)
 
     def run_to_end(self, stopping: Callable[[], bool], show: Callable[[int, float, float], None]) -> None:
         """All remaining steps with their logging, evaluations and checkpoints, then the final row."""
         steps = self.settings.steps
         if self.step == 0:
-            self.run.append([self.gradients()])
+            self.record(self.gradients())
         self.model.train()
         while self.step < steps:
             self.train_step()
-            stop = stopping() and self.step < steps
+            stop = not self.several and stopping() and self.step < steps
             evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
             checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
             if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
                 show(self.step, *self.log_recent())
+                if self.several and self.step < steps:  # all stop after the same step
+                    stop = bool(self.over_all(float(stopping()), "max"))
             if evaluate:
-                self.run.append([self.evaluation()])
-            if checkpoint:
+                self.record(self.evaluation())
+            if checkpoint or stop:
                 self.checkpoint()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
         gradients = self.gradients()
         validation = self.evaluation()
-        self.run.append([gradients, validation, self.result(validation["validation"])])
+        self.record(gradients, validation, self.result(validation["validation"]))
+        self.fabric.barrier()
 
     def train_step(self) -> None:
         """One update on the batch of this step."""
@@ -248,30 +362,40 @@ class Loop:
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
         batch = self.data.train.batch(self.seed, self.step, settings.batch_size)
-        loss = self.objective(*self.fabric.to_device(batch))
-        self.fabric.backward(loss)
+        mine = [t[rank::processes] for t in batch]
+        losses = []
+        for i in range(self.accumulate):
+            last = i == self.accumulate - 1
+            hold = self.fabric.no_backward_sync(self.objective, enabled=not last) if self.several else nullcontext()
+            with hold:
+                loss = self.objective(*self.fabric.to_device([t[i :: self.accumulate] for t in mine]))
+                self.fabric.backward(loss / self.accumulate)
+            losses.append(loss.detach())
         bound = settings.clip or math.inf
         norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
         assert norm is not None
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.recent.append((loss.detach(), norm))
+        self.recent.append((torch.stack(losses).mean(), whole(norm)))
         self.step += 1
         if len(self.recent) == self.untimed:
-            float(loss.detach())  # waits for a GPU
+            float(losses[-1])  # waits for a GPU
             self.recent_from = time.perf_counter()
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
-        pairs = [(float(loss), float(norm)) for loss, norm in self.recent]  # waits for a GPU
+        means = self.fabric.all_reduce(torch.stack([loss for loss, _ in self.recent]), reduce_op="mean")
+        losses, norms = means.tolist(), torch.stack([norm for _, norm in self.recent]).tolist()  # waits for a GPU
         seconds = time.perf_counter() - self.recent_from
         self.elapsed += seconds
-        for i, (loss, norm) in enumerate(pairs, start=self.step - len(pairs) + 1):
+        if self.settings.precision == "16-mixed":  # the GradScaler skips a step that overflows, and scales less
+            norms = [norm if math.isfinite(norm) else 0.0 for norm in norms]
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=self.step - len(losses) + 1):
             if not math.isfinite(loss + norm):
                 self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
-        losses, norms = zip(*pairs, strict=True)
-        tokens = (len(pairs) - self.untimed) * self.settings.batch_size * self.data.context
+        tokens = (len(losses) - self.untimed) * self.settings.batch_size * self.data.context
         row = {
             "loss": sum(losses) / len(losses),
             "grad_norm": max(norms),
@@ -279,15 +403,16 @@ class Loop:
             "tokens_per_s": tokens / seconds,
         }
         clipped = sum(norm > self.settings.clip > 0 for norm in norms)
-        counts = {"elapsed": self.elapsed, "count": len(pairs), "clipped": clipped}
-        self.run.append([{"event": "train", "step": self.step} | row | counts])
-        for name, value in row.items():
-            self.board.add_scalar(f"train/{name}", value, self.step)
+        counts = {"elapsed": self.elapsed, "count": len(losses), "clipped": clipped}
+        self.record(
+            {"event": "train", "step": self.step} | row | counts,
+            curves={f"train/{name}": value for name, value in row.items()},
+        )
         self.recent, self.untimed = [], 0
         return row["loss"], row["tokens_per_s"]
 
     def diverge(self, step: int, what: str) -> NoReturn:
-        self.run.append([{"event": "diverged", "step": step, "what": what}])
+        self.record({"event": "diverged", "step": step, "what": what})
         raise FloatingPointError(
             f"step {step}: {what}. {last_good(self.run)}. Likely causes: too high a learning rate, "
             "too short a warm-up, no clipping (--clip 1.0)."
@@ -295,34 +420,49 @@ class Loop:
 
     def evaluation(self) -> dict[str, Any]:
         """The log row of the validation loss."""
-        validation = self.evaluate(self.data.validation)
-        self.board.add_scalar("validation/loss", validation, self.step)
+        validation = self.evaluate(self.held_out["validation"])
+        self.record(curves={"validation/loss": validation})
         return {"event": "evaluation", "step": self.step, "validation": validation, "elapsed": self.elapsed}
 
     def gradients(self) -> dict[str, Any]:
         """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
         self.model.eval()
-        batch = self.fabric.to_device(next(self.data.validation.whole(self.settings.batch_size)))
-        histogram = gradient_histogram(self.model, batch, lambda model, x, y: model.loss(x, y))
+        rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
+        batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
+        if self.settings.strategy == "fsdp":  # whose gradients are nowhere else
+            self.objective.module(*batch).backward()
+            counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
+            self.optimizer.zero_grad()
+            for name in ("counts", "zeros"):
+                total = self.fabric.all_reduce(torch.tensor(counts[name], device=self.fabric.device), reduce_op="sum")
+                counts[name] = total.tolist()
+        else:
+            counts = gradient_histogram(self.model, batch, lambda model, x, y: model.loss(x, y))
         self.model.train()
-        return {"event": "gradients", "step": self.step} | histogram
+        return {"event": "gradients", "step": self.step} | counts
 
     @torch.no_grad()
     def evaluate(self, split: Windows) -> float:
-        """Mean loss over every target of a split, in nats."""
+        """Mean loss over every target of a split, in nats; each process takes its rows of every batch."""
         self.model.eval()
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
         total, count = 0.0, 0
-        for x, y in split.whole(self.settings.batch_size):
+        for batch in split.whole(self.settings.batch_size // self.accumulate):
+            x, y = (t[rank::processes] for t in batch)
             targets = int((y >= 0).sum())
-            total += float(self.objective(*self.fabric.to_device((x, y)))) * targets
+            loss = float(self.objective(*self.fabric.to_device((x, y))))
+            total += loss * targets if targets else 0.0  # rows of padding alone have no mean
             count += targets
+        total, count = self.over_all(total, "sum"), round(self.over_all(count, "sum"))
         self.model.train()
         if not math.isfinite(total):
             self.diverge(self.step, f"the loss of the {split.name} split is {total}")
         return total / count
 
     def most_memory(self) -> int:
-        return max(self.peak_memory, peak_memory_bytes(self.fabric.device))
+        """Of the process that held most."""
+        here = max(self.peak_memory, peak_memory_bytes(self.fabric.device))
+        return round(self.over_all(float(here), "max"))
 
     def result(self, validation: float) -> dict[str, Any]:
         """What the run reached and what it cost."""
@@ -333,7 +473,7 @@ class Loop:
             "event": "end",
             "step": self.step,
             "validation": validation,
-            "test": self.evaluate(self.data.test),
+            "test": self.evaluate(self.held_out["test"]),
             "train_seconds": self.elapsed,
             "tokens_per_s": rates[len(rates) // 2],
             "clipped_share": sum(row["clipped"] for row in rows) / sum(row["count"] for row in rows),
@@ -343,8 +483,11 @@ class Loop:
         }
 
 
-def check_match(model: GPT, data: TextData) -> None:
-    """ValueError if the model cannot read the data."""
+def check_match(model: GPT, data: TextData, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError if the model cannot read the data, or the optimizer is another model's."""
+    own = set(model.parameters())
+    if not all(p in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("the optimizer holds parameters that are not this model's; build it from the model you pass.")
     if model.config.vocab_size < data.vocab_size:
         raise ValueError(
             f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
@@ -366,26 +509,11 @@ def check_same(run: Run, config: dict[str, Any]) -> None:
     stored = run.config
     for section in ("model", "data", "optimizer", "training"):
         for name, before in stored.get(section, {}).items():
-            if before != (now := config[section].get(name)):
+            if name not in HOW and before != (now := config[section].get(name)):
                 raise ValueError(
                     f"cannot resume {run.path}: in its {section}, {name} was {before!r} and is now {now!r}. "
                     "Resume with what it was started with, or start a new run."
                 )
-
-
-def read_checkpoint(run: Run) -> dict[str, Any]:
-    """The newest checkpoint's state; empty if the run was stopped before its first."""
-    found = run.last_checkpoint()
-    if not found:
-        return {}
-    _, path = found
-    damaged = f"{path} is damaged; delete it to start {run.path} again from step 0."
-    if not is_whole(path):
-        raise ValueError(damaged)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError:  # it would execute code
-        raise ValueError(damaged) from None
 
 
 def last_good(run: Run) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from dnt.files import atomic_write, write_json
 from dnt.nn.config import GPTConfig
@@ -35,17 +36,20 @@ def build_model(description: dict[str, Any]) -> GPT:
     return cls(config_cls(**fields))
 
 
-def save_weights(model: GPT, path: Path) -> None:
-    """Write the weights alone, tied ones once."""
+def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save({name: p.detach().contiguous() for name, p in model.named_parameters()}))
+        try:
+            safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file.name)
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
 
 
 def save(model: GPT, folder: str | Path) -> None:
     """Write a model so that `load` can read it back."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model, folder / "model.safetensors")
+    weights = {name: p.detach() for name, p in model.named_parameters()}  # tied ones once
+    write_weights(weights, folder / "model.safetensors")
     write_json(folder / "config.json", {"model": describe_model(model)})
 
 

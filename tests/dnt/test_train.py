@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import dnt
 from dnt.machine import can_compile
 from dnt.optim.schedule import cosine
+from dnt.runs import digest
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
@@ -196,7 +197,7 @@ def test_a_run_killed_between_checkpoints_resumes_to_bit_identical_weights(workp
     options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "7", "--steps", "300"]
     subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
     child = subprocess.Popen([*TRAIN, *options, "--out", "killed"])
-    while not list(Path("killed/checkpoint").glob("step-*.pt")):
+    while not dnt.Run(Path("killed")).last_checkpoint():
         time.sleep(0.02)
         assert child.poll() is None
     child.kill()
@@ -268,18 +269,31 @@ def test_a_non_finite_loss_names_the_step_the_last_good_checkpoint_and_causes(wo
     assert not good or all(t.isfinite().all() for t in weights("run").values())
 
 
+def again(out: str) -> dnt.Run:
+    model = tiny_model()
+    return dnt.fit(model, words(), tiny_msgdw(model), out=out, resume=True, **OPTIONS)
+
+
+def test_an_optimizer_of_another_model_is_refused(workplace):
+    with pytest.raises(ValueError, match="the optimizer holds parameters that are not this model's"):
+        dnt.fit(tiny_model(), words(), tiny_msgdw(tiny_model()), out="run", **OPTIONS)
+
+
 def test_a_damaged_checkpoint_is_one_line_and_is_not_lost(workplace):
     model = tiny_model()
     run = dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
-    _, path = run.last_checkpoint()
+    _, folder = run.last_checkpoint()
+    [path] = folder.iterdir()
     Path("run/log.jsonl").write_text("")  # as if killed before the end
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 1
     for damaged in (whole[:1000], bytes(flipped), b""):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"step-000000008-\w+\.pt is damaged; delete it to start run again"):
-            dnt.fit(tiny_model(), words(), tiny_msgdw(tiny_model()), out="run", resume=True, **OPTIONS)
+        with pytest.raises(
+            ValueError, match=r"rank-0-of-1-\w+\.pt is damaged; delete .*step-000000008 to start run again"
+        ):
+            again("run")
         assert path.exists()
 
 
@@ -291,7 +305,10 @@ def test_a_checkpoint_is_never_unpickled_beyond_tensors(workplace):
         def __reduce__(self):
             return (os.system, ("touch executed",))
 
-    run.write_checkpoint(9, lambda file: torch.save({"step": 9, "model": Evil()}, file))
+    [path] = run.last_checkpoint()[1].iterdir()
+    path.unlink()
+    torch.save({"model": Evil()}, path)
+    path.rename(path.with_name(f"rank-0-of-1-{digest(path)}.pt"))
     Path("run/log.jsonl").write_text("")
     with pytest.raises(ValueError, match="is damaged"):
         dnt.fit(model, words(), tiny_msgdw(model), out="run", resume=True, **OPTIONS)
@@ -315,7 +332,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(workplace, limit
     assert child.returncode == 2
     line = complaint(child.stderr)
     assert "cannot write into full" in line and "last good checkpoint is of step 2" in line
-    assert not list(Path("full").rglob("*.unfinished"))
+    assert not [path for path in Path("full").rglob("*.unfinished") if path.is_file()]
     subprocess.run([*TRAIN, "--resume", "full"], check=True)
     subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
     assert same_weights("full", "whole")
@@ -337,7 +354,7 @@ def test_what_cannot_be_trained_or_resumed_is_named(workplace, change, message):
     model = tiny_model()
     dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
     with pytest.raises(ValueError) as error:
-        dnt.fit(tiny_model(), words(), tiny_msgdw(tiny_model()), **OPTIONS | change)
+        dnt.fit(model, words(), tiny_msgdw(model), **OPTIONS | change)
     assert message in str(error.value)
 
 
@@ -356,7 +373,7 @@ def test_data_that_changed_since_is_refused(workplace):
     dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
     Path("words.txt").write_text("other words " * 1000)
     with pytest.raises(ValueError, match="cannot resume run: in its data, sha256 was"):
-        dnt.fit(tiny_model(), words(), tiny_msgdw(tiny_model()), out="run", resume=True, **OPTIONS)
+        again("run")
 
 
 def test_only_one_process_trains_into_a_folder(workplace):
