@@ -59,9 +59,10 @@ def divided_like(tensor: Tensor, example: Tensor) -> Tensor:
     return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
-def process_lost(error: RuntimeError) -> bool:
-    """Whether an error of a collective operation says that another process is gone."""
-    return isinstance(error, torch.distributed.DistError) or any(words in str(error) for words in LOST)
+def process_lost(error: RuntimeError) -> str | None:
+    """What an error of a collective operation says of a process that is gone; None if it says something else."""
+    said = next((words for words in LOST if words in str(error)), None)
+    return said or (type(error).__name__ if isinstance(error, torch.distributed.DistError) else None)
 
 
 @contextmanager

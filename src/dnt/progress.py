@@ -14,9 +14,11 @@ from dnt.runs import Run
 
 def announcement(config: dict[str, Any]) -> str:
     """What is about to run, in one line."""
-    data, machine = config["data"], config["machine"]
+    data, machine, training = config["data"], config["machine"], config["training"]
+    processes = (training["devices"] or 1) * (training["nodes"] or 1)
+    company = f", {processes} processes ({training['strategy'] or 'ddp'})" if processes > 1 else ""
     text = f"{data['name']} ({data['tokens']['train']:,} tokens, sha256 {data['sha256'][:12]})"
-    return f"{text}, {config['training']['precision']}, {machine['device']}"
+    return f"{text}, {training['precision']}, {machine['device']}{company}"
 
 
 @contextmanager

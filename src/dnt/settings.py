@@ -54,7 +54,8 @@ class FitSettings:
     recompute: bool = False
     """recompute each block's activations in the backward pass instead of keeping them, to save memory"""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """ValueError for a value that nothing can be done with."""  # not in __post_init__: tyro would draw a box of it
         lookup(SCHEDULES, self.schedule, "schedule")
         lookup(PRECISIONS, self.precision, "precision")
         if self.strategy is not None:

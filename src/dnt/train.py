@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -100,6 +101,7 @@ def fit(
     finite; after SIGINT or SIGTERM the state is saved and KeyboardInterrupt raised.
     """
     settings = FitSettings(**options)
+    settings.check()
     check_match(model, data, optimizer)
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0.")
@@ -189,12 +191,13 @@ def in_company(fabric: Fabric, run: Run) -> Iterator[None]:
     if fabric.world_size == 1:
         yield
         return
-    launcher = fabric.strategy.launcher
-    children = list(getattr(launcher, "procs", []))
-    if launcher is None:  # torchrun or SLURM started all, and ends all
-        watch: Any = nullcontext()
-    else:
-        watch = watched(children, lambda what: f"{what}; {last_good(run)}. Go on: dnt train --resume {run.path}")
+    strategy: Any = fabric.strategy
+    watch: Any = nullcontext()
+    if isinstance(
+        strategy.cluster_environment, LightningEnvironment
+    ):  # else torchrun or SLURM started all, and ends all
+        children = list(strategy.launcher.procs) if strategy.launcher else []
+        watch = watched(children, lambda what: f"{what}. {last_good(run)}. Go on: dnt train --resume {run.path}")
     try:
         with watch:
             yield
@@ -203,10 +206,9 @@ def in_company(fabric: Fabric, run: Run) -> Iterator[None]:
             raise
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     except RuntimeError as error:
-        if not process_lost(error):
+        if not (lost := process_lost(error)):
             raise
-        lost = str(error).splitlines()[0]
-        raise ConnectionError(f"another process of this run is gone ({lost}); {last_good(run)}.") from None
+        raise ConnectionError(f"another process of this run is gone ({lost}). {last_good(run)}.") from None
 
 
 @contextmanager
@@ -430,7 +432,8 @@ class Loop:
         rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
         batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
         if self.settings.strategy == "fsdp":  # whose gradients are nowhere else
-            self.objective.module(*batch).backward()
+            with self.fabric.no_backward_sync(self.objective, enabled=False):
+                self.objective.module(*batch).backward()
             counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
             self.optimizer.zero_grad()
             for name in ("counts", "zeros"):

@@ -59,6 +59,7 @@ def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
     for option in ("placements", "optimizers", "seeds"):
         if not getattr(settings, option):
             raise ValueError(f"--{option} is empty; name at least one, or leave it out.")
+    settings.check()
     shared = shared_by_all(settings)
     lookup(definitions("nn/norms.py", "NORMS"), settings.norm, "norm")
     for optimizer in settings.optimizers:

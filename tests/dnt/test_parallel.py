@@ -1,0 +1,169 @@
+"""One process and several, as child processes: gloo, float32."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dnt
+from dnt import train
+from dnt.settings import FitSettings
+from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
+from tests.dnt.test_cli import complaint
+
+# Train like `dnt train`, but process RANK sends itself SIGNAL when it has done STEP steps
+SIGNALLED = """
+import os, signal, sys
+from dnt.cli import main
+from dnt.train import Loop
+
+real = Loop.train_step
+
+def train_step(self):
+    real(self)
+    if self.step == {step} and self.fabric.global_rank == {rank}:
+        os.kill(os.getpid(), signal.{name})
+
+if {step}:
+    Loop.train_step = train_step
+sys.exit(main(sys.argv[1:]))
+"""
+SETTING = [
+    *TINY,
+    "--data",
+    "words.txt",
+    "--batch-size",
+    "8",
+    "--steps",
+    "20",
+    "--checkpoint-every",
+    "7",
+    "--clip",
+    "0.5",
+]
+
+
+def start(*arguments: str, rank: int = 0, name: str = "SIGKILL", step: int = 0) -> subprocess.Popen[str]:
+    script = Path(f"signal-{rank}-{name}-{step}.py")
+    script.write_text(SIGNALLED.format(rank=rank, name=name, step=step))
+    command = [sys.executable, str(script), "train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(child: subprocess.Popen[str], status: int = 0) -> list[str]:
+    """The lines of its standard error but the first, which announces the run."""
+    _, error = child.communicate(timeout=120)
+    assert child.returncode == status, error
+    return error.splitlines()[1:]
+
+
+def run_all(*many: list[str]) -> None:
+    for child in [start(*arguments) for arguments in many]:
+        assert finish(child) == []
+
+
+def losses(out: str) -> list[float]:
+    run = dnt.Run(Path(out))
+    assert run.end["event"] == "end"
+    return [*(row["loss"] for row in run.rows("train")), run.end["validation"], run.end["test"]]
+
+
+def weights(out: str) -> torch.Tensor:
+    return torch.cat([t.flatten() for t in load_file(Path(out) / "model.safetensors").values()])
+
+
+@pytest.mark.parametrize("optimizer", ["msgdw", "adamw"])
+def test_one_process_and_two_agree(workplace, optimizer):
+    shared = [*SETTING, "--optimizer", optimizer, "--lr", "0.03"]
+    two = ["--devices", "2"]
+    ways = {
+        "one": [], "ddp": two, "fsdp": [*two, "--strategy", "fsdp"],
+        "micro": ["--accumulate", "4", "--recompute"],
+        "both": [*two, "--strategy", "fsdp", "--accumulate", "2", "--recompute"],
+    }  # fmt: skip
+    run_all(*([*shared, *way, "--out", name] for name, way in ways.items()))
+    for name in ways:
+        assert losses(name) == pytest.approx(losses("one"), abs=1e-5), name
+        torch.testing.assert_close(weights(name), weights("one"), rtol=0, atol=1e-5)
+        histogram = dnt.Run(Path(name)).rows("gradients")[-1]
+        assert sum(histogram["counts"]) + histogram["zeros"] == dnt.Run(Path(name)).end["parameters"], name
+    ends = [dnt.Run(Path(name)).end for name in ways]
+    assert len({(end["parameters"], end["state_bytes"]) for end in ends}) == 1, "counted once, over all processes"
+
+
+@pytest.mark.parametrize(("strategy", "killed"), [("ddp", 1), ("fsdp", 0)])
+def test_when_a_process_is_killed_the_other_ends_with_one_line_and_resuming_is_exact(workplace, strategy, killed):
+    shared = [*SETTING, "--dropout", "0.2", "--devices", "2", "--strategy", strategy]
+    child, whole = start(*shared, "--out", "killed", rank=killed, step=10), start(*shared, "--out", "whole")
+    assert finish(whole) == []
+    [line] = finish(child, status=1 if killed else -9)
+    who = "process 1 was killed by SIGKILL." if killed else "process 0 is gone."
+    assert line == f"dnt: {who} The last good checkpoint is of step 7, killed/checkpoint/step-000000007. " + (
+        "Go on: dnt train --resume killed"
+    )
+    run_all(["--resume", "killed"])
+    assert torch.equal(weights("killed"), weights("whole")), "dropout too: each process has its random state back"
+    assert losses("killed") == losses("whole")
+
+
+def test_two_devices_then_one_then_two_resume(workplace):
+    long = [*SETTING, "--optimizer", "adamw", "--lr", "0.01", "--steps", "30", "--seed", "3"]
+    stop = start(*long, "--devices", "2", "--strategy", "fsdp", "--out", "moved", rank=1, name="SIGTERM", step=4)
+    whole = start(*long, "--out", "whole")
+    [line] = finish(stop, status=130)
+    assert line == "dnt: stopped after step 7; continue: dnt train --resume moved", "all stop after the same step"
+    [line] = finish(start("--resume", "moved", "--devices", "1", "--strategy", "ddp", name="SIGINT", step=17), 130)
+    assert line.startswith("dnt: stopped after step ")
+    assert finish(start("--resume", "moved", "--devices", "2", "--strategy", "ddp")) == []
+    assert finish(whole) == []
+    assert losses("moved")[-2:] == pytest.approx(losses("whole")[-2:], abs=1e-5)
+    torch.testing.assert_close(weights("moved"), weights("whole"), rtol=0, atol=1e-5)
+
+
+def test_torchrun_starts_the_processes_too(workplace):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dnt", "train"]
+    subprocess.run([*torchrun, *SETTING, "--devices", "2", "--out", "two"], check=True, capture_output=True)
+    run_all([*SETTING, "--out", "one"])
+    assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "16-mixed"], "16-mixed needs a GPU; on a CPU use --precision bf16-mixed or 32."),
+        (["--devices", "3"], "batch_size is 4, no multiple of 3 processes x 1 micro-batches; use 6, for example."),
+        (["--accumulate", "8"], "batch_size is 4, no multiple of 1 processes x 8 micro-batches; use 8, for example."),
+        (["--strategy", "fdsp"], "unknown strategy 'fdsp'. Did you mean 'fsdp'?"),
+        (["--devices", "0"], "devices is 0; it must be at least 1."),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do some of it")
+def test_what_cannot_be_combined_is_named(workplace, capfd, arguments, message):
+    assert message in complaint(capfd, "train", "--data", "words.txt", *TINY, "--out", "bad", *arguments)
+    assert not Path("bad").exists()
+
+
+def test_what_cannot_be_combined_on_gpus_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match="16-mixed does not go with fsdp"):
+        train.check_devices(FitSettings(devices=4, strategy="fsdp"), "16-mixed")
+    with pytest.raises(ValueError, match="devices is 8, but this machine has 4 GPUs; use --devices 4 or less"):
+        train.check_devices(FitSettings(devices=8), "32")
+    train.check_devices(FitSettings(devices=4), "16-mixed")
+
+
+def test_an_evaluation_reads_the_tokens_it_is_told_to(workplace):
+    data = dnt.prepare("words.txt", context=16)
+    for most, expected in ((100, 100), (0, len(data.test.tokens) - 1)):
+        model = tiny_model()
+        run = dnt.fit(model, data, tiny_msgdw(model), out=f"run{most}", eval_tokens=most, **OPTIONS)
+        tokens = torch.from_numpy(data.test.tokens.astype("int64"))[: expected + 1]
+        parts = [(tokens[i : i + 16], tokens[i + 1 : i + 17]) for i in range(0, expected, 16)]
+        total = sum(model.loss(x[None, : len(y)], y[None]).item() * len(y) for x, y in parts)
+        assert run.end["test"] == pytest.approx(total / expected, rel=1e-5)
+    assert "DNT_CACHE" in os.environ
