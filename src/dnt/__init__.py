@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dnt.optim.factory import OPTIMIZERS as OPTIMIZERS
     from dnt.optim.groups import param_groups as param_groups
     from dnt.optim.msgdw import MSGDW as MSGDW
+    from dnt.recipes import RECIPES as RECIPES
     from dnt.report.page import write_report as write_report
     from dnt.runs import Run as Run
     from dnt.sampling import sample as sample
@@ -36,6 +37,7 @@ PUBLIC = {
     "OPTIMIZERS": "dnt.optim.factory",
     "PLACEMENTS": "dnt.nn.placement",
     "Placement": "dnt.nn.placement",
+    "RECIPES": "dnt.recipes",
     "Run": "dnt.runs",
     "Slots": "dnt.nn.placement",
     "compare": "dnt.experiments.compare",

@@ -10,11 +10,15 @@ import tyro
 from rich.console import Console
 
 from dnt.lookup import lookup
+from dnt.recipes import RECIPES
 from dnt.settings import CompareSettings, SampleSettings, TrainSettings
 
 
 def train(settings: TrainSettings) -> None:
-    """Train one model into a run folder."""
+    """Train one model into a run folder. First of all --recipe NAME: the options of a row of `dnt list`."""
+    if settings.dry_run:
+        print(import_module("dnt.dryrun").plan(settings))
+        return
     run = import_module("dnt.train").train(settings)
     if not import_module("dnt.parallel").is_first():
         return
@@ -76,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-"):
             lookup(COMMANDS, arguments[0], "command")
+        arguments = with_recipe(list(arguments))
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="dnt",
@@ -92,6 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         return complain(str(interrupt) or "interrupted", 130)
     return 0
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """`train --recipe NAME` with the options that the recipe stands for; those that follow it win."""
+    if arguments[:2] != ["train", "--recipe"]:
+        return arguments
+    name = arguments[2] if len(arguments) > 2 else ""
+    return ["train", *lookup(RECIPES, name, "recipe").flags(), *arguments[3:]]
 
 
 def complain(message: object, status: int) -> int:

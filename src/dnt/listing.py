@@ -10,8 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dnt.nn.config import GPT_SIZES, gpt_parameters
+from dnt.nn.config import GPT_SIZES, gpt_config, gpt_parameters
 from dnt.nn.placement import PLACEMENTS
+from dnt.recipes import RECIPES
 
 
 def definitions(file: str, table: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
@@ -57,3 +58,9 @@ def print_tables() -> None:
         parameters = f"{gpt_parameters(size) / 1e6:,.1f}M"
         sizes.add_row(name, shape, f"{size.context}", f"{size.vocab_size:,}", parameters)
     console.print(sizes)
+    recipes = Table("recipe", "model", "placement", "optimizer", "lr", "tokens", title_justify="left")
+    for name, recipe in RECIPES.items():
+        tokens = recipe.steps * recipe.batch_size * gpt_config(recipe.model).context
+        row = (recipe.model, recipe.placement, recipe.optimizer, f"{recipe.lr:g}", f"{tokens / 1e9:,.0f}G")
+        recipes.add_row(name, *row)
+    console.print(recipes)

@@ -135,11 +135,27 @@ class TrainSettings(Recipe):
     out: str | None = None
     """the run folder; runs/DATE-TIME if not given"""
     resume: str | None = None
-    """continue this run folder with its own settings; of the other options, only --devices and those after it count"""
+    """continue this run folder with its own settings; takes no other options but --devices and the like"""
+    dry_run: bool = False
+    """say what would be trained, and build it without memory; reads no data"""
 
     def as_json(self) -> dict[str, Any]:
         """The settings that say what a run is, not where it lies."""
-        return {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        return {name: value for name, value in asdict(self).items() if name not in ("out", "resume", "dry_run")}
+
+    def flags(self) -> list[str]:
+        """The options of `dnt train` that say the same: those that differ from the defaults."""
+        words: list[str] = []
+        default = TrainSettings()
+        for name, value in asdict(self).items():
+            if value == getattr(default, name):
+                continue
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        return words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,7 @@ def fit(
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
     check_devices(settings, precision)
+    check_batch(settings)
     run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     fabric = make_fabric(settings, precision)
     config = {
@@ -158,7 +159,11 @@ def check_devices(settings: FitSettings, precision: str) -> None:
         raise ValueError("16-mixed needs a GPU; on a CPU use --precision bf16-mixed or 32.")
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
-    processes, accumulate = devices * (settings.nodes or 1), settings.accumulate or 1
+
+
+def check_batch(settings: FitSettings) -> None:
+    """ValueError if a step's sequences cannot be divided evenly."""
+    processes, accumulate = (settings.devices or 1) * (settings.nodes or 1), settings.accumulate or 1
     if settings.batch_size % (processes * accumulate):
         raise ValueError(
             f"batch_size is {settings.batch_size}, no multiple of {processes} processes x {accumulate} micro-batches; "

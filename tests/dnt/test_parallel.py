@@ -28,8 +28,7 @@ def train_step(self):
     if self.step == {step} and self.fabric.global_rank == {rank}:
         os.kill(os.getpid(), signal.{name})
 
-if {step}:
-    Loop.train_step = train_step
+Loop.train_step = train_step
 sys.exit(main(sys.argv[1:]))
 """
 SETTING = [
@@ -48,9 +47,11 @@ SETTING = [
 
 
 def start(*arguments: str, rank: int = 0, name: str = "SIGKILL", step: int = 0) -> subprocess.Popen[str]:
-    script = Path(f"signal-{rank}-{name}-{step}.py")
-    script.write_text(SIGNALLED.format(rank=rank, name=name, step=step))
-    command = [sys.executable, str(script), "train", *arguments]
+    program = ["-m", "dnt"]
+    if step:
+        program = [f"{name}-at-{step}.py"]
+        Path(*program).write_text(SIGNALLED.format(rank=rank, name=name, step=step))
+    command = [sys.executable, *program, "train", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -134,26 +134,11 @@ def run_cell(folder: Path, cell: TrainSettings, label: str) -> None:
     if (run.path / "config.json").exists():
         command += ["--resume", str(run.path)]
     else:
-        command += [*flags(cell), "--out", str(run.path)]
+        command += [*cell.flags(), "--out", str(run.path)]
     print(f"{label} {name_of(cell)}", file=sys.stderr, flush=True)
     status = run_child(command)
     if not run.end:
         raise ValueError(f"{name_of(cell)} failed with exit status {status}; the finished cells are kept.")
-
-
-def flags(cell: TrainSettings) -> list[str]:
-    """The command line of a cell: what differs from the defaults."""
-    words: list[str] = []
-    default = asdict(TrainSettings())
-    for name, value in asdict(cell).items():
-        if value == default[name]:
-            continue
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
 
 
 def run_child(command: list[str]) -> int:

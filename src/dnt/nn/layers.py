@@ -106,7 +106,7 @@ class Attention(nn.Module):
             k, v = cache.extend(k, v)
         # On CPUs the bfloat16 backward of scaled_dot_product_attention is three times slower than float32's.
         dtype = v.dtype if v.is_cuda else torch.promote_types(v.dtype, torch.float32)
-        with torch.autocast(v.device.type, enabled=False):
+        with torch.autocast("cpu" if v.is_meta else v.device.type, enabled=False):  # there is none for meta
             heads_BHTK = F.scaled_dot_product_attention(
                 q.to(dtype),
                 k.to(dtype),

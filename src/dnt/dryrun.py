@@ -1,0 +1,63 @@
+"""What a training run would be: built on the meta device, where tensors have shapes and no memory."""
+
+from dataclasses import asdict
+
+import torch
+
+from dnt.nn.gpt import GPT
+from dnt.optim.factory import build_optimizer
+from dnt.settings import TrainSettings
+from dnt.train import check_batch
+
+
+def plan(settings: TrainSettings) -> str:
+    """Shapes, sizes and memory of what `dnt train` would do; ValueError for what it would refuse before reading data.
+
+    One forward pass, one backward pass and one optimizer step run on shapes alone.
+    """
+    settings.check()
+    check_batch(settings)
+    with torch.device("meta"):
+        model = GPT(settings.model_config(vocab_size_of(settings.tokenizer), settings.placement))
+        config = model.config
+        processes = (settings.devices or 1) * (settings.nodes or 1)
+        rows = settings.batch_size // (processes * (settings.accumulate or 1))
+        tokens = torch.zeros(rows, config.context, dtype=torch.int64)
+        model.recompute = settings.recompute
+        optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
+        model.loss(tokens, tokens).backward()
+        optimizer.step()
+    parameters = sum(p.numel() for p in model.parameters())
+    state = sum(v.numel() * v.element_size() for slot in optimizer.state.values() for v in slot.values())
+    held = (8 * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
+    step = settings.batch_size * config.context
+    rates = {group["weight_decay"] for group in optimizer.param_groups}
+    lines = {
+        "model": f"{config.depth} x {config.dim} x {config.heads} heads, context {config.context}, vocabulary "
+        f"{config.vocab_size:,}: {parameters:,} parameters",
+        "placement": f"{settings.placement}, {config.norm} (eps {config.norm_eps:g}), init {config.init}",
+        "optimizer": f"{settings.optimizer}, lr {optimizer.param_groups[0]['lr']:g}, decay {max(rates):g}, state "
+        f"{state / parameters:.1f} bytes a parameter",
+        "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "
+        f"{settings.floor:g}, clip {settings.clip:g}",
+        "data": f"{settings.data}, tokenizer {settings.tokenizer}",
+        "step": f"{settings.batch_size} x {config.context} = {step:,} tokens; {rows} sequences at a time in each of "
+        f"{processes} processes",
+        "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
+        "operations (6 a parameter and token)",
+        "memory": f"{held / 2**30:.2f} GiB of weights, gradients and optimizer state in each process, and activations",
+    }
+    return "\n".join(f"{name:10} {text}" for name, text in lines.items())
+
+
+def vocab_size_of(tokenizer: str) -> int:
+    """Without its data; ValueError where only that tells."""
+    kind, _, size = tokenizer.partition(":")
+    if kind in ("bpe", "ids") and size.isdigit():
+        return int(size)
+    sizes = {"byte": 256, "gpt2": 50257}
+    if kind not in sizes:
+        raise ValueError(
+            f"how many symbols {tokenizer!r} has depends on the data; a dry run needs byte, gpt2 or bpe:N."
+        )
+    return sizes[kind]

@@ -1,0 +1,86 @@
+"""The paper's runs: every setting, as shapes on the meta device, and cut down to two real steps."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import dnt
+from dnt.cli import main, with_recipe
+from dnt.dryrun import plan
+from dnt.recipes import RECIPES
+from dnt.settings import TrainSettings
+from tests.dnt.test_cli import complaint
+
+every = pytest.mark.parametrize("name", RECIPES)
+CUT = ["--data", "words.txt", "--tokenizer", "byte", "--depth", "2", "--dim", "32", "--heads", "2", "--context", "16"]
+CUT += ["--batch-size", "4", "--steps", "2", "--no-compile", "--precision", "32"]
+
+
+def test_there_is_a_recipe_for_every_run_of_the_paper_and_both_readings_of_its_rate():
+    shapes = {"124m": (12, 768, 12), "774m": (36, 1280, 20), "1.4b": (48, 1536, 24)}
+    assert len(RECIPES) == 3 * 2 * 3
+    for name, recipe in RECIPES.items():
+        _, size, rest = name.split("-", 2)
+        config = recipe.model_config(50257, recipe.placement)
+        assert (config.depth, config.dim, config.heads) == shapes[size] and config.vocab_size == 50304
+        assert rest.startswith(recipe.placement) and recipe.optimizer in rest
+        rates = {"adamw": 6e-4, "msgdw": 1.0, "averaged": 0.1}
+        assert recipe.lr == rates[rest.split("-")[-1]] and recipe.momentum == 0.9 and recipe.data == "owt"
+
+
+def test_the_average_form_of_the_momentum_is_ours_at_a_tenth_of_its_rate():
+    """m = mu m + (1 - mu) g at rate 1.0 moves w like m = mu m + g at 0.1."""
+    gradients, w = [1.0, -0.5, 2.0, 0.3], [0.0, 0.0]
+    ours = averaged = 0.0
+    for g in gradients:
+        ours, averaged = 0.9 * ours + g, 0.9 * averaged + 0.1 * g
+        w = [w[0] - 0.1 * ours, w[1] - 1.0 * averaged]
+    assert w[0] == pytest.approx(w[1])
+
+
+@every
+def test_the_options_of_a_recipe_say_what_it_says(name, monkeypatch):
+    seen: list[TrainSettings] = []
+    monkeypatch.setattr("dnt.dryrun.plan", lambda settings: seen.append(settings))
+    assert main(["train", "--recipe", name, "--dry-run", "--devices", "8", "--strategy", "fsdp"]) == 0
+    assert seen == [replace(RECIPES[name], dry_run=True, devices=8, strategy="fsdp")]
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "averaged" not in name])
+def test_a_dry_run_builds_every_shape_without_memory(name):
+    text = plan(replace(RECIPES[name], devices=8, strategy="fsdp", accumulate=20))
+    parameters = {"124m": 124, "774m": 773, "1.4b": 1437}[name.split("-")[1]]
+    found = int(text.split(" parameters")[0].split()[-1].replace(",", ""))
+    assert parameters <= found / 1e6 < parameters + 2
+    assert "480 x 1024 = 491,520 tokens; 3 sequences at a time in each of 8 processes" in text
+    assert f"state {8 if 'adamw' in name else 4}.0 bytes a parameter" in text
+
+
+def test_a_dry_run_of_the_largest_takes_no_memory_and_no_data():
+    code = (
+        "import resource; from dataclasses import replace; from dnt.dryrun import plan; from dnt.recipes import RECIPES\n"
+        "import dnt.train; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "plan(replace(RECIPES['owt-1.4b-dnt-adamw'], accumulate=480))\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "assert grown < 500_000, grown"  # KiB; the weights alone are 5.6 million
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@every
+def test_a_recipe_cut_down_runs_two_steps(name, workplace):
+    assert main(["train", "--recipe", name, *CUT, "--out", "run"]) == 0
+    run = dnt.Run(Path("run"))
+    assert run.end["step"] == 2 and run.config["optimizer"]["groups"][0]["lr"] == RECIPES[name].lr
+    assert run.config["model"]["placement"] == RECIPES[name].placement
+    assert run.config["training"]["warmup"] == 2000 and run.config["model"]["vocab_size"] == 256
+
+
+def test_an_unknown_recipe_and_an_unknown_vocabulary_are_named(workplace, capfd):
+    assert "unknown recipe 'owt-124m'. Did you mean" in complaint(capfd, "train", "--recipe", "owt-124m")
+    line = complaint(capfd, "train", "--tokenizer", "char", "--dry-run")
+    assert "how many symbols 'char' has depends on the data" in line
+    assert with_recipe(["sample", "run"]) == ["sample", "run"]
