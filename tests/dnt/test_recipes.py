@@ -61,7 +61,8 @@ def test_a_dry_run_builds_every_shape_without_memory(name):
 
 def test_a_dry_run_of_the_largest_takes_no_memory_and_no_data():
     code = (
-        "import resource; from dataclasses import replace; from dnt.dryrun import plan; from dnt.recipes import RECIPES\n"
+        "import resource; from dataclasses import replace\n"
+        "from dnt.dryrun import plan; from dnt.recipes import RECIPES\n"
         "import dnt.train; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "plan(replace(RECIPES['owt-1.4b-dnt-adamw'], accumulate=480))\n"
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
