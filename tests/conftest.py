@@ -1,5 +1,6 @@
 """Small models and texts that train in a second."""
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +29,15 @@ def workplace(tmp_path, monkeypatch) -> Path:
     order = torch.randint(len(words), (3000,), generator=random).tolist()
     Path("words.txt").write_text("".join(words[i] for i in order))
     return tmp_path
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data (books, GPT-2's vocabulary) that some checkouts have beside them; DNT_SHARED if it lies elsewhere."""
+    folder = Path(os.environ.get("DNT_SHARED") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no real data beside this checkout")
+    return folder
 
 
 def tiny_model(seed: int = 0, **fields) -> dnt.GPT:

@@ -45,7 +45,8 @@ def unpack(archive: Path, folder: Path) -> None:
             f"{archive} is refused: {error}. An archive of data holds plain files and folders only."
         ) from None
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"{archive} cannot be unpacked ({error}); it is truncated, encrypted or no archive.") from None
+        said = " ".join(str(error).split())
+        raise ValueError(f"{archive} cannot be unpacked ({said}); it is truncated, encrypted or no archive.") from None
 
 
 def check_member(member: zipfile.ZipInfo, folder: Path) -> None:

@@ -22,7 +22,7 @@ from dnt.redact import redacted
 SPLITS = ("train", "validation", "test")
 PIECE = 1 << 22  # bytes of text or JSON lines in a piece
 SLICE = 1 << 17  # characters, at most twice that, given to a tokenizer at a time
-LONGEST = 1 << 25  # bytes of one document of JSON lines or parquet
+LONGEST = 1 << 24  # bytes of one document of JSON lines or parquet
 BATCH = 1 << 22  # bytes of parquet decoded at a time
 # Where a long text is cut: before a single space between two visible ASCII characters. GPT-2's tokens and those of the
 # byte-level encodings after it end there in any case, so the cut changes none; nor does it fall into a character.
@@ -76,7 +76,7 @@ class LinesPiece:
     start: int
     stop: int | None
     size: int
-    memory = LONGEST
+    memory = 4 * LONGEST  # the line, and its text at up to four bytes a character
 
     def fragments(self) -> Iterator[Fragment]:
         for offset, line in self.lines():
@@ -161,8 +161,8 @@ class RowGroup:
 
     @property
     def memory(self) -> int:
-        """Of its largest page: writers look at the size of a page every 1024 rows or more often."""
-        return min(self.size, PIECE + 1024 * self.size // max(1, self.rows)) + BATCH
+        """About four times its largest page; writers look at the size of a page every 1024 rows or more often."""
+        return 4 * min(self.size, PIECE + 1024 * self.size // max(1, self.rows))
 
     def fragments(self) -> Iterator[Fragment]:
         row = 0

@@ -38,7 +38,7 @@ from dnt.files import UNFINISHED, atomic_write, exclusive, read_json, write_json
 SEPARATOR = "\0"
 CHUNK = 1 << 22  # bytes copied or hashed at a time
 MOST_THREADS = 8
-MEMORY = 1 << 29  # bytes that the pieces in work may take together
+MEMORY = 3 << 27  # bytes that the pieces in work may take together
 BPE_TEXT = 1 << 26  # characters that a vocabulary is learned from
 FORMAT = 2  # part of the cache key; raise it when what this file writes changes
 Result = TypeVar("Result")
