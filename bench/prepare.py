@@ -17,11 +17,11 @@ CASES = [("byte", 1), ("byte", 2), ("gpt2", 1), ("gpt2", 2), ("bpe:8192", 2)]
 ONE = r"""
 import json, re, sys, time
 from dnt.data.text import prepare_text
-begin = time.perf_counter()
+begin, used = time.perf_counter(), time.process_time()
 prepared = prepare_text(sys.argv[1], sys.argv[2], progress=False, threads=int(sys.argv[3]))
-seconds = time.perf_counter() - begin
+seconds, used = time.perf_counter() - begin, time.process_time() - used
 peak = int(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]) * 1024  # Linux
-print(json.dumps({"seconds": seconds, "peak_bytes": peak, **prepared.describe()}))
+print(json.dumps({"seconds": seconds, "cpu_seconds": used, "peak_bytes": peak, **prepared.describe()}))
 """
 
 
@@ -35,6 +35,7 @@ def measure(data: str, tokenizer: str, threads: int) -> dict:
         "tokenizer": tokenizer,
         "threads": threads,
         "seconds": round(found["seconds"], 2),
+        "cpu_seconds": round(found["cpu_seconds"], 2),
         "tokens": tokens,
         "tokens_per_s": round(tokens / found["seconds"]),
         "peak_MB": round(found["peak_bytes"] / 1e6),
@@ -50,15 +51,15 @@ def main() -> None:
     arguments = parser.parse_args()
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     rows = []
-    print(f"{'tokenizer':10} {'threads':>7} {'seconds':>8} {'tokens':>12} {'tokens/s':>12} {'peak MB':>8}")
+    print(f"{'tokenizer':10} {'threads':>7} {'seconds':>8} {'CPU s':>7} {'tokens':>12} {'tokens/s':>12} {'peak MB':>8}")
     for tokenizer, threads in CASES:
         runs = [measure(arguments.data, tokenizer, threads) for _ in range(arguments.repeats)]
         row = min(runs, key=lambda run: run["seconds"])
         row |= {"seconds_of_all": [run["seconds"] for run in runs], "peak_MB": max(run["peak_MB"] for run in runs)}
         rows.append(row)
         print(
-            f"{tokenizer:10} {threads:7} {row['seconds']:8.2f} {row['tokens']:12,} {row['tokens_per_s']:12,} "
-            f"{row['peak_MB']:8}",
+            f"{tokenizer:10} {threads:7} {row['seconds']:8.2f} {row['cpu_seconds']:7.2f} {row['tokens']:12,} "
+            f"{row['tokens_per_s']:12,} {row['peak_MB']:8}",
             flush=True,
         )
     machine = {"cpu": cpu[1] if cpu else platform.processor(), "cores": os.cpu_count(), "load": os.getloadavg()}

@@ -15,6 +15,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -197,7 +198,7 @@ def test_the_owt_split_is_that_of_datasets_and_test_comes_out_of_train(monkeypat
     files = [parquet(f"hub/{i}.parquet", documents[i * 1000 : (i + 1) * 1000], rows=300) for i in range(5)]
     asked = []
 
-    def resolve(name: str) -> HubDataset:
+    def resolve(name: str, _: Path) -> HubDataset:
         asked.append(name)
         return HubDataset("c0ffee", {"train": tuple(files)})
 
@@ -405,7 +406,7 @@ def test_the_key_is_the_content_of_a_tokenizer_file_not_its_path(cache):
 def test_a_hub_dataset_is_keyed_by_its_commit_and_its_splits_are_used(monkeypatch, cache):
     commits = iter(["first", "first", "second"])
     files = {"train": (lines("hub/a.jsonl", DOCUMENTS[:200]),), "validation": (lines("hub/b.jsonl", DOCUMENTS[200:]),)}
-    monkeypatch.setattr(hub, "resolve", lambda name: HubDataset(next(commits), files | {"extra": ("c.csv",)}))
+    monkeypatch.setattr(hub, "resolve", lambda *_: HubDataset(next(commits), files | {"extra": ("c.csv",)}))
     made = [prepare_text("owner/name:config@main") for _ in range(3)]
     assert len(list(cache.iterdir())) == 2 and made[0].sha256 == made[1].sha256 != made[2].sha256
     assert made[0].describe()["revision"] == "first" and documents_of(made[0], "train") == DOCUMENTS[:200]
@@ -416,7 +417,7 @@ def test_remote_files_are_read_like_local_ones(monkeypatch):
     lines("hub/b.jsonl.gz", DOCUMENTS)
     for name in ("a.parquet", "b.jsonl.gz"):
         url = Path("hub", name).resolve().as_uri()
-        monkeypatch.setattr(hub, "resolve", lambda _, url=url: HubDataset(url[-9:], {"train": (url,)}))
+        monkeypatch.setattr(hub, "resolve", lambda *_, url=url: HubDataset(url[-9:], {"train": (url,)}))
         assert documents_of(prepare_text(f"owner/{name.split('.')[0]}")) == DOCUMENTS
 
 
@@ -428,10 +429,12 @@ def test_a_connection_that_breaks_while_reading_is_one_line_without_secrets(monk
         raise RuntimeError(f"lost the\nconnection to {location}")
 
     monkeypatch.setattr(
-        hub, "resolve", lambda _: HubDataset("commit", {"train": (url.replace("?token=hf_abcdefghijk", ""),)})
+        hub, "resolve", lambda *_: HubDataset("commit", {"train": (url.replace("?token=hf_abcdefghijk", ""),)})
     )
     monkeypatch.setattr(pieces, "open_binary", breaking)
-    with pytest.raises(OSError, match=r"reading https://\*\*\*@host/a.parquet failed \(lost the connection") as error:
+    with pytest.raises(
+        ConnectionError, match=r"^reading https://\*\*\*@host/a.parquet failed \(lost the connection"
+    ) as error:
         prepare_text("owner/name")
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
@@ -623,6 +626,38 @@ def test_the_hub_out_of_reach_is_one_line(monkeypatch, capfd):
         assert "hf_abc" not in line and "token" not in line
 
 
+def test_the_files_of_a_hub_dataset_are_those_of_datasets_at_a_commit_and_remembered(monkeypatch, tmp_path, capfd):
+    """With datasets' own builder on a local folder in the place of the repository."""
+    import datasets
+    import huggingface_hub
+
+    parquet("repository/data/train-00000-of-00001.parquet", DOCUMENTS[:200])
+    parquet("repository/data/validation-00000-of-00001.parquet", DOCUMENTS[200:])
+    builder, asked = datasets.load_dataset_builder, []
+
+    def local(repo: str, config: str | None, revision: str) -> datasets.DatasetBuilder:
+        asked.append((repo, config, revision))
+        return builder(str(tmp_path / "repository"), cache_dir=str(tmp_path / "datasets"))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", local)
+    api = huggingface_hub.HfApi
+    monkeypatch.setattr(
+        api, "dataset_info", lambda self, repo, revision, timeout: SimpleNamespace(sha=f"{revision}-sha")
+    )
+    first = prepare_text("owner/name:config@v1.0")
+    assert asked == [("owner/name", "config", "v1.0-sha")] and first.revision == "v1.0-sha"
+    assert documents_of(first, "train") == DOCUMENTS[:200]
+
+    monkeypatch.setattr(api, "dataset_info", lambda *_, **__: 1 / 0)
+    assert same(prepare_text("owner/name:config@v1.0"), first)
+    assert (
+        "the hub is out of reach (ZeroDivisionError); owner/name:config@v1.0 as it was last seen"
+        in capfd.readouterr().err
+    )
+    with pytest.raises(ValueError, match="no file 'owner/other' here, and the Hugging Face hub gave no such dataset"):
+        prepare_text("owner/other")
+
+
 def test_a_hub_dataset_of_another_format_is_named(monkeypatch):
     for files, message in (
         (
@@ -633,7 +668,7 @@ def test_a_hub_dataset_of_another_format_is_named(monkeypatch):
         ({"test": ("hf://a.parquet",)}, "has a split 'test' but none to train on"),
         ({}, "has no split called train (but no files at all)"),
     ):
-        monkeypatch.setattr(hub, "resolve", lambda _, files=files: HubDataset("commit", files))
+        monkeypatch.setattr(hub, "resolve", lambda *_, files=files: HubDataset("commit", files))
         with pytest.raises(ValueError) as error:
             prepare_text("owner/name")
         assert message in str(error.value)

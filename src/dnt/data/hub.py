@@ -5,12 +5,15 @@ then read over the network as it is tokenized, and nothing but tokens is stored.
 """
 
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 
 from dnt.extras import extra
+from dnt.files import read_json, write_json
 from dnt.redact import redacted
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
@@ -27,12 +30,16 @@ class HubDataset:
     files: dict[str, tuple[str, ...]]
 
 
-def resolve(name: str) -> HubDataset:
-    """OWNER/NAME[:CONFIG][@REVISION] -> its files now; ValueError in one line if there is none or no network."""
+def resolve(name: str, cache: Path) -> HubDataset:
+    """OWNER/NAME[:CONFIG][@REVISION] -> its files now, or as last seen if the hub is out of reach.
+
+    ValueError in one line if there is no such dataset, or if it was never seen.
+    """
     asked = ID.fullmatch(name)
     assert asked, name
     repo, config, revision = asked["repo"], asked["config"], asked["revision"]
     hub, datasets = extra("huggingface_hub"), extra("datasets")
+    known = cache / "hub" / f"{name.replace('/', '--')}.json"
     try:
         commit = hub.HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT).sha
         found = datasets.load_dataset_builder(repo, config, revision=commit).config.data_files or {}
@@ -42,12 +49,18 @@ def resolve(name: str) -> HubDataset:
             "Check the name; a private or gated one needs `hf auth login`."
         ) from None
     except Exception as error:  # of any network layer, and of `datasets`
+        if known.exists():
+            print(f"the hub is out of reach ({type(error).__name__}); {name} as it was last seen", file=sys.stderr)
+            seen = read_json(known, "a list of the files of a dataset")
+            return HubDataset(seen["commit"], {split: tuple(files) for split, files in seen["files"].items()})
         said = redacted(" ".join(str(error).split()))[:200]
         raise ValueError(
             f"no file {name!r} here, and the Hugging Face hub gave no such dataset ({type(error).__name__}: {said}). "
             "Check the name and the network, or give a local file."
         ) from None
-    return HubDataset(commit, {str(split): tuple(map(str, files)) for split, files in found.items()})
+    dataset = HubDataset(commit, {str(split): tuple(map(str, files)) for split, files in found.items()})
+    write_json(known, asdict(dataset))
+    return dataset
 
 
 def nanogpt_split(documents: int, held_out: float = OWT_HELD_OUT, seed: int = OWT_SEED) -> np.ndarray:

@@ -303,5 +303,7 @@ def readable(location: str) -> Iterator[None]:
     except Exception as error:
         said = redacted(" ".join(str(error).split()))[:200] or type(error).__name__
         if "://" in location:
-            raise OSError(f"reading {redacted(location)} failed ({said}); the same command continues") from error
+            raise ConnectionError(
+                f"reading {redacted(location)} failed ({said}); the same command continues."
+            ) from error
         raise ValueError(f"{location} cannot be read ({said}); it is truncated or of another format.") from error

@@ -217,7 +217,7 @@ def bin_source(name: str, folder: Path, prefix: str) -> Source:
 
 
 def remote_source(name: str, nanogpt_split: bool = False) -> Source:
-    found = hub.resolve(name)
+    found = hub.resolve(name, cache_root())
     groups = {SPLIT_NAMES[split]: list(files) for split, files in found.files.items() if split in SPLIT_NAMES}
     if not groups:
         raise ValueError(f"{name!r} has no split called train (but {', '.join(found.files) or 'no files at all'}).")

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import ceil
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -39,7 +41,8 @@ SEPARATOR = "\0"
 CHUNK = 1 << 22  # bytes copied or hashed at a time
 MOST_THREADS = 8
 MEMORY = 3 << 27  # bytes that the pieces in work may take together
-BPE_TEXT = 1 << 26  # characters that a vocabulary is learned from
+BPE_TEXT = 1 << 26  # bytes that a vocabulary is learned from
+BPE_PIECES = 256  # and from how many pieces at most
 FORMAT = 2  # part of the cache key; raise it when what this file writes changes
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -88,6 +91,8 @@ def prepare_text(
             with exclusive(folder / "lock", f"preparing {name}" if progress else ""):
                 if not (folder / "meta.json").exists():
                     write_tokens(folder, name, source, tokenizer, column, progress, threads)
+        except ConnectionError:
+            raise
         except OSError as error:
             raise OSError(f"cannot prepare {name} in {folder.parent}: {error}. Make room, or set DNT_CACHE.") from error
     shutil.rmtree(folder / "parts", ignore_errors=True)
@@ -158,15 +163,14 @@ def tokenize(
 
         for size in crew.each(write, range(len(pieces))):
             advance(size)
-        sizes = join_parts(folder, len(pieces))
-        splits, start = {}, {}
-        offset = 0
-        for split, size in sizes.items():
-            start[split], offset = offset, offset + size
-        for split, (within, first, last) in cut(name, sizes).items():
-            splits[split] = ["tokens.bin", start[within] + first, start[within] + last]
-        dtype = np.dtype(tokenizer.dtype).name
-        return {"sha256": sha256.result(), "dtype": dtype, "files": {"tokens.bin": offset}, "splits": splits}
+        sizes = join_parts(folder, len(pieces), tokenizer.dtype)
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+        splits = {
+            split: ["tokens.bin", starts[within] + first, starts[within] + last]
+            for split, (within, first, last) in divided(name, sizes).items()
+        }
+        files = {"tokens.bin": sum(sizes.values())}
+        return {"sha256": sha256.result(), "dtype": np.dtype(tokenizer.dtype).name, "files": files, "splits": splits}
 
 
 def all_pieces(source: Source, column: str) -> list[Piece]:
@@ -217,14 +221,17 @@ def characters_of(piece: Piece) -> tuple[int, set[str]]:
 
 
 def training_text(source: Source, pieces: list[Piece]) -> Iterator[str]:
-    """At most BPE_TEXT bytes of the training text, as much from each piece; of a corpus without splits not the end."""
+    """At most BPE_TEXT bytes of the training text, as much from each of at most BPE_PIECES pieces, evenly spread.
+
+    Of a corpus whose splits are cut by position, nothing of its end.
+    """
     pieces = [piece for piece in pieces if piece.split == "train"]
-    room = sum(piece.size for piece in pieces)
+    *starts, stop = accumulate((piece.size for piece in pieces), initial=0)
     if len(source.files) == 1 and not source.nanogpt_split:
-        room -= int(2 * HELD_OUT * room)
-    for piece in pieces:
-        left = min(BPE_TEXT // len(pieces), room)
-        room -= piece.size
+        stop -= int(2 * HELD_OUT * stop)
+    some = list(zip(starts, pieces, strict=True))[:: ceil(len(pieces) / BPE_PIECES) or 1]
+    for start, piece in some:
+        left = min(BPE_TEXT // len(some), stop - start)
         for fragment in piece.fragments():
             if left <= 0:
                 break
@@ -258,9 +265,8 @@ def write_part(part: Path, piece: Piece, tokenizer: Tokenizer, crew: "Crew") -> 
     unfinished.rename(part)
 
 
-def join_parts(folder: Path, count: int) -> dict[str, int]:
+def join_parts(folder: Path, count: int, dtype: Any) -> dict[str, int]:
     """tokens.bin from all parts; how many tokens of each split there are, in the order in which they lie."""
-    dtype = tokenizer_from(read_json(folder / "tokenizer.json", "a token cache")).dtype
     sizes = {}
     with atomic_write(folder / "tokens.bin") as out:
         for split in SPLITS:
@@ -275,7 +281,7 @@ def join_parts(folder: Path, count: int) -> dict[str, int]:
     return sizes
 
 
-def cut(name: str, sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
+def divided(name: str, sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
     """Where every split lies: in which of those that are there, from which token to which.
 
     Splits that are there are used as they are, but for a validation split without a test split: its second half is the
@@ -327,7 +333,7 @@ def check_bin(folder: Path, source: Source, spec: str) -> dict[str, Any]:
                 )
         files[str(Path(name).resolve())] = sizes[split] = len(ids)
     paths = dict(zip(sizes, files, strict=True))
-    splits = {split: [paths[within], *span] for split, (within, *span) in cut(name, sizes).items()}
+    splits = {split: [paths[within], *span] for split, (within, *span) in divided(name, sizes).items()}
     write_json(folder / "tokenizer.json", tokenizer.describe())
     return {"sha256": digest(source), "dtype": "uint16", "files": files, "splits": splits}
 
