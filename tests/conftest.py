@@ -1,10 +1,14 @@
 """Small models and texts that train in a second."""
 
+import json
+import os
 from pathlib import Path
 
 import hypothesis
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 import dnt
 
@@ -28,6 +32,27 @@ def workplace(tmp_path, monkeypatch) -> Path:
     order = torch.randint(len(words), (3000,), generator=random).tolist()
     Path("words.txt").write_text("".join(words[i] for i in order))
     return tmp_path
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data (books, GPT-2's vocabulary) that some checkouts have beside them; DNT_SHARED if it lies elsewhere."""
+    folder = Path(os.environ.get("DNT_SHARED") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no real data beside this checkout")
+    return folder
+
+
+def small_corpora() -> None:
+    """The corpora that docs/data.md speaks of, in the current folder: books (parquet), chats.jsonl, nano (.bin)."""
+    words = Path("words.txt").read_text()
+    for folder in ("books", "nano"):
+        Path(folder).mkdir(exist_ok=True)
+    for split in ("train", "validation"):
+        parquet.write_table(pyarrow.table({"text": [words] * 9}), f"books/{split}.parquet")
+    Path("chats.jsonl").write_text("".join(json.dumps({"question": "?", "answer": words}) + "\n" for _ in range(9)))
+    for split in ("train", "val"):
+        Path(f"nano/{split}.bin").write_bytes(bytes([1, 0, 64, 0]) * 2000)
 
 
 def tiny_model(seed: int = 0, **fields) -> dnt.GPT:

@@ -11,7 +11,7 @@ import pytest
 from dnt.cli import COMMANDS, main
 from dnt.experiments.compare import grid
 from dnt.settings import CompareSettings
-from tests.conftest import TINY
+from tests.conftest import TINY, small_corpora
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +34,7 @@ def test_code_blocks_run(page, language, code, workplace, monkeypatch):
     assert language == "sh", f"a block in {language!r} is not checked"
     for name in ("my.txt", "shakespeare.txt"):
         shutil.copy("words.txt", name)
+    small_corpora()
     if page.stem == "results":
         monkeypatch.setitem(COMMANDS, "compare", plan)
     for line in code.splitlines():

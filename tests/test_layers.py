@@ -13,7 +13,18 @@ import dnt
 SOURCE = Path(dnt.__file__).parent
 PARTS = ("nn", "optim", "data", "analysis")
 NO_TORCH = ["runs", "settings", "lookup", "cli", "listing", "nn.config", "nn.placement", "optim.schedule", "data.text"]
-NO_TORCH += ["data.tokenizers", "report.summary", "report.page", "experiments.compare"]
+NO_TORCH += [
+    "data.tokenizers",
+    "data.sources",
+    "data.pieces",
+    "data.hub",
+    "data.archives",
+    "redact",
+    "extras",
+    "report.summary",
+    "report.page",
+    "experiments.compare",
+]
 
 
 def imported(path: Path) -> set[str]:

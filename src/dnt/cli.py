@@ -11,7 +11,8 @@ from rich.console import Console
 
 from dnt.lookup import lookup
 from dnt.recipes import RECIPES
-from dnt.settings import CompareSettings, SampleSettings, TrainSettings
+from dnt.redact import redacted
+from dnt.settings import CompareSettings, Recipe, SampleSettings, TrainSettings
 
 
 def train(settings: TrainSettings) -> None:
@@ -37,9 +38,14 @@ def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
     print(import_module("dnt.sampling").sample(run, settings))
 
 
-def data(name: tyro.conf.Positional[str] = "stdlib", tokenizer: str = "byte") -> None:
-    """Prepare the tokens of a text source and say what is in it."""
-    prepared = import_module("dnt.data.text").prepare_text(name, tokenizer)
+def data(
+    name: tyro.conf.Positional[str] = "stdlib",
+    tokenizer: str = Recipe.tokenizer,
+    column: str = Recipe.column,
+    threads: int | None = None,
+) -> None:
+    """Prepare the tokens of a corpus and say what is in it."""
+    prepared = import_module("dnt.data.text").prepare_text(name, tokenizer, column=column, threads=threads)
     for key, value in prepared.describe().items():
         print(f"{key:12} {value}")
 
@@ -108,7 +114,7 @@ def with_recipe(arguments: list[str]) -> list[str]:
 
 
 def complain(message: object, status: int) -> int:
-    print(f"dnt: {message}", file=sys.stderr)
+    print(f"dnt: {redacted(message)}", file=sys.stderr)
     return status
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import torch
 
+from dnt.data.tokenizers import parse_spec, ready_made
 from dnt.nn.gpt import GPT
 from dnt.optim.factory import build_optimizer
 from dnt.settings import TrainSettings
@@ -50,14 +51,11 @@ def plan(settings: TrainSettings) -> str:
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 
 
-def vocab_size_of(tokenizer: str) -> int:
-    """Without its data; ValueError where only that tells."""
-    kind, _, size = tokenizer.partition(":")
-    if kind in ("bpe", "ids") and size.isdigit():
-        return int(size)
-    sizes = {"byte": 256, "gpt2": 50257}
-    if kind not in sizes:
-        raise ValueError(
-            f"how many symbols {tokenizer!r} has depends on the data; a dry run needs byte, gpt2 or bpe:N."
-        )
-    return sizes[kind]
+def vocab_size_of(spec: str) -> int:
+    """Of a tokenizer, without its data; ValueError where only that tells."""
+    kind, argument = parse_spec(spec)
+    if kind == "char":
+        raise ValueError("how many characters there are depends on the data; a dry run needs another --tokenizer.")
+    if isinstance(argument, int):
+        return argument
+    return ready_made(spec).vocab_size if kind == "file" else {"byte": 256, "gpt2": 50257}[kind]  # type: ignore

@@ -13,7 +13,7 @@ from dnt.weights import load
 
 
 def sample(run: str | Path, settings: SampleSettings | None = None, **options: Any) -> str:
-    """The prompt and what the run's model makes of it; options are the fields of SampleSettings."""
+    """The prompt, if there is one, and what the run's model makes of it; options are the fields of SampleSettings."""
     settings = replace(settings or SampleSettings(), **options)
     model = load(run)
     tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
@@ -22,10 +22,14 @@ def sample(run: str | Path, settings: SampleSettings | None = None, **options: A
             f"{run}: the tokenizer has {tokenizer.vocab_size} symbols, the model {model.config.vocab_size}; "
             "tokenizer.json is not this run's."
         )
-    first = "\n" if tokenizer.can_encode("\n") else tokenizer.decode([0])
-    prompt = torch.from_numpy(tokenizer.encode(settings.prompt or first).astype("int64"))[None]
+    prompt = tokenizer.encode(settings.prompt).tolist() if settings.prompt else list(tokenizer.start)
     generator = torch.Generator().manual_seed(settings.seed)
     tokens = model.generate(
-        prompt, settings.tokens, settings.temperature, settings.top_k, generator, symbols=tokenizer.vocab_size
+        torch.tensor([prompt]),
+        settings.tokens,
+        settings.temperature,
+        settings.top_k,
+        generator,
+        symbols=tokenizer.vocab_size,
     )
-    return tokenizer.decode(tokens[0].tolist())
+    return tokenizer.decode(tokens[0].tolist()[0 if settings.prompt else len(prompt) :])

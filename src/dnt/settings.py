@@ -70,9 +70,11 @@ class Recipe(FitSettings):
     """What all runs of a comparison share."""
 
     data: str = "stdlib"
-    """"stdlib", a text file or a folder of text files"""
+    """"stdlib", "owt", OWNER/NAME of the Hugging Face hub, or a path: text, parquet, JSON lines, .bin (docs/data.md)"""
     tokenizer: str = "byte"
-    """byte or char"""
+    """byte, char, gpt2, bpe:VOCAB, ids:VOCAB, or the path of a tokenizer.json"""
+    column: str = "text"
+    """the text column of parquet and JSON lines"""
     model: str = "gpt-tiny"
     """a named size (see dnt list); the vocabulary is always the data's"""
     context: int | None = None
@@ -182,7 +184,7 @@ class SampleSettings:
     """Continue a prompt with the model of a run."""
 
     prompt: str | None = None
-    """a newline if not given, or the first symbol of a vocabulary that has none"""
+    """if not given, the model begins after the end of a document, or at a new line"""
     tokens: int = 200
     """how many new ones"""
     temperature: float = 0.8

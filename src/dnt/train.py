@@ -50,7 +50,7 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
         settings = replace(stored_settings(Run(Path(settings.resume))), **given)
     context = settings.model_config(vocab_size=1, placement=settings.placement).context
     check_outside(settings.data, settings.out or "runs")
-    data = prepare(settings.data, settings.tokenizer, context, progress)
+    data = prepare(settings.data, settings.tokenizer, context, progress, settings.column)
     torch.manual_seed(settings.seed)
     model = GPT(settings.model_config(data.vocab_size, settings.placement))
     return fit(

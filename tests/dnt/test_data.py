@@ -123,14 +123,14 @@ def test_tokens_are_prepared_once_and_again_when_the_text_changes(poem, cache):
 def test_a_half_written_preparation_is_never_taken_for_a_whole_one(poem, cache, monkeypatch):
     whole = prepare_text(str(poem))
     with monkeypatch.context() as broken:
-        broken.setattr(text, "FORMAT", 2)  # another key
+        broken.setattr(text, "FORMAT", 99)  # another key
         broken.setattr(text, "write_json", lambda *_: 1 / 0)  # dies after tokens.bin, before meta.json
         with pytest.raises(ZeroDivisionError):
             prepare_text(str(poem))
     left = cache / ".unfinished-from-a-kill"
     left.mkdir()
     (left / "tokens.bin").write_bytes(b"\0\0")
-    monkeypatch.setattr(text, "FORMAT", 2)
+    monkeypatch.setattr(text, "FORMAT", 99)
     again = prepare_text(str(poem))
     assert all(np.array_equal(again.splits[s], whole.splits[s]) for s in whole.splits)
 

@@ -83,5 +83,5 @@ def test_a_recipe_cut_down_runs_two_steps(name, workplace):
 def test_an_unknown_recipe_and_an_unknown_vocabulary_are_named(workplace, capfd):
     assert "unknown recipe 'owt-124m'. Did you mean" in complaint(capfd, "train", "--recipe", "owt-124m")
     line = complaint(capfd, "train", "--tokenizer", "char", "--dry-run")
-    assert "how many symbols 'char' has depends on the data" in line
+    assert "how many characters there are depends on the data" in line
     assert with_recipe(["sample", "run"]) == ["sample", "run"]

@@ -1,42 +1,51 @@
-"""Text sources -> tokens, prepared once into a memory-mapped file. No torch.
+"""Corpora -> tokens, prepared once into memory-mapped files. No torch.
 
-A source is "stdlib" (the Python source files of the standard library that runs this, tests left out), a text file, or
-a folder of text files, joined by NUL characters. Validation and test are 5% each, at most 256 KiB, since an evaluation
-reads them whole. A folder is split by file: in the order of the sha256 of their relative paths, each file goes to
-validation, then to test, if it still fits there, else to train. One file, or a folder of files too large for that, is
-split by position: train, validation, test.
+A corpus (dnt.data.sources) is read in pieces (dnt.data.pieces) by a few threads; tokenizers, hashes and parquet run
+beside each other there, and memory does not grow with the corpus. Each piece becomes a part, and the parts are joined:
 
-    <cache>/tokens/<key>/tokens.bin   all tokens, uint16 or uint32: train, then validation, then test
-    <cache>/tokens/<key>/meta.json    where each split lies, the tokenizer, the sha256 of the text
+    <cache>/tokens/<key>/tokenizer.json   written first: what is learned from the data is learned once
+    <cache>/tokens/<key>/parts/000012/    the tokens of a piece by split; renamed into place when it is complete
+    <cache>/tokens/<key>/tokens.bin       all tokens, uint16 or uint32: train, then validation, then test
+    <cache>/tokens/<key>/meta.json        where each split lies, the tokenizer, the sha256; written last: it is complete
 
-The folder is renamed into place when it is complete, so a half-written one is never found.
+The key is a hash of the files' state, the tokenizer and the column. An interrupted preparation goes on with the parts
+that are missing. Splits that a corpus names are its own; what it lacks is cut off by position, 5% and at most 256 Ki
+tokens, since an evaluation reads them whole.
 """
 
 import hashlib
 import os
+import shutil
 import sys
-import sysconfig
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import chain
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import ceil
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dnt.data.tokenizers import TOKENIZERS, ByteTokenizer, CharTokenizer, Tokenizer, tokenizer_from
-from dnt.files import read_json, write_json
-from dnt.lookup import lookup
+from dnt.data.hub import nanogpt_split
+from dnt.data.pieces import SPLITS, Piece, RowGroup, lines_pieces, row_groups, slices, text_pieces
+from dnt.data.sources import HELD_OUT, MOST_HELD_OUT, Source, cache_root, find_source
+from dnt.data.tokenizers import CharTokenizer, Tokenizer, learn_bpe, parse_spec, ready_made, tokenizer_from
+from dnt.files import UNFINISHED, atomic_write, exclusive, read_json, write_json
 
-SPLITS = ("train", "validation", "test")
-HELD_OUT = 0.05  # share of validation, and of test
-MOST_HELD_OUT = 1 << 18  # bytes by file, tokens by position
-CHUNK = 1 << 22  # characters or bytes read at a time
 SEPARATOR = "\0"
-FORMAT = 1  # part of the cache key; raise it when what this file writes changes
+CHUNK = 1 << 22  # bytes copied or hashed at a time
+MOST_THREADS = 8
+MEMORY = 3 << 27  # bytes that the pieces in work may take together
+BPE_TEXT = 1 << 26  # bytes that a vocabulary is learned from
+BPE_PIECES = 256  # and from how many pieces at most
+FORMAT = 2  # part of the cache key; raise it when what this file writes changes
+Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,82 +56,59 @@ class PreparedText:
     sha256: str
     tokenizer: Tokenizer
     splits: dict[str, np.ndarray]
+    revision: str | None = None  # the commit of a dataset of the hub
 
     def describe(self) -> dict[str, object]:
         """What a table made from this data must state."""
-        return {
+        description = {
             "name": self.name,
             "sha256": self.sha256,
-            "tokenizer": self.tokenizer.describe()["kind"],
+            "tokenizer": self.tokenizer.identity,
             "vocab_size": self.tokenizer.vocab_size,
             "tokens": {split: len(tokens) for split, tokens in self.splits.items()},
         }
+        return description | ({"revision": self.revision} if self.revision else {})
 
 
-def prepare_text(name: str, tokenizer: str = "byte", progress: bool = True) -> PreparedText:
-    """Tokens of a text source, from the cache ($DNT_CACHE, else ~/.cache/dnt) if they were prepared before."""
-    lookup(TOKENIZERS, tokenizer, "tokenizer")
-    root, files = source_files(name)
-    folder = cache_root() / "tokens" / cache_key(root, files, tokenizer)
+def prepare_text(
+    name: str, tokenizer: str = "byte", progress: bool = True, column: str = "text", threads: int | None = None
+) -> PreparedText:
+    """Tokens of a corpus, from the cache ($DNT_CACHE, else ~/.cache/dnt) if they were prepared before.
+
+    name: see dnt.data.sources; tokenizer: a row of dnt.data.tokenizers.SPECS or a path; column: of parquet and JSON
+    lines; threads: of this machine's cores at most 8, if not given. ValueError in one line for what cannot be used.
+    """
+    kind, _ = parse_spec(tokenizer)
+    source = find_source(name)
+    if source.format == "bin" and kind in ("byte", "char", "bpe"):
+        raise ValueError(
+            f"{name!r} holds tokens, not text, and the tokenizer {tokenizer!r} did not make them; name theirs: gpt2, a "
+            "tokenizer file, or ids:VOCAB."
+        )
+    folder = cache_root() / "tokens" / cache_key(source, tokenizer, column)
     if not (folder / "meta.json").exists():
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder.parent) as parent:
-                unfinished = Path(parent) / folder.name
-                unfinished.mkdir()
-                write_tokens(unfinished, name, root, files, tokenizer, progress)
-                move_into_place(unfinished, folder)
+            with exclusive(folder / "lock", f"preparing {name}" if progress else ""):
+                if not (folder / "meta.json").exists():
+                    write_tokens(folder, name, source, tokenizer, column, progress, threads)
+        except ConnectionError:
+            raise
         except OSError as error:
             raise OSError(f"cannot prepare {name} in {folder.parent}: {error}. Make room, or set DNT_CACHE.") from error
+    shutil.rmtree(folder / "parts", ignore_errors=True)
     return open_tokens(folder, name)
-
-
-def move_into_place(unfinished: Path, folder: Path) -> None:
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if not (folder / "meta.json").exists():  # else another process was first, with the same content
-            raise
 
 
 def open_tokens(folder: Path, name: str) -> PreparedText:
     meta = read_json(folder / "meta.json", "a token cache (delete its folder)")
-    tokenizer = tokenizer_from(meta["tokenizer"])
-    tokens = np.memmap(folder / "tokens.bin", dtype=tokenizer.dtype, mode="r")
-    if len(tokens) != meta["ends"]["test"]:
-        raise ValueError(
-            f"{folder / 'tokens.bin'} holds {len(tokens)} tokens, not {meta['ends']['test']}; delete {folder}."
-        )
-    starts = [0, meta["ends"]["train"], meta["ends"]["validation"]]
-    splits = {split: tokens[start : meta["ends"][split]] for split, start in zip(SPLITS, starts, strict=True)}
-    return PreparedText(name, meta["sha256"], tokenizer, splits)
-
-
-def cache_root() -> Path:
-    base = os.environ.get("DNT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dnt"
-    return Path(base)
-
-
-def source_files(name: str) -> tuple[Path, list[Path]]:
-    """The root of a text source and its non-empty text files, in a fixed order."""
-    root = Path(sysconfig.get_path("stdlib")) if name == "stdlib" else Path(name)
-    if not root.exists():
-        there = ["stdlib", *(str(Path(name).with_name(path.name)) for path in root.parent.glob("*"))]
-        near = get_close_matches(name, there, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"no data at {name!r}. Did you mean {near!r}? Give a text file, a folder of them, or 'stdlib'."
-        )
-    if root.is_file():
-        files = [root]
-    elif name == "stdlib":
-        left_out = {"site-packages", "test", "tests", "idle_test", "__pycache__"}
-        files = [p for p in root.rglob("*.py") if not left_out.intersection(p.relative_to(root).parts)]
-    else:
-        files = [p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts)]
-    files = sorted(p for p in files if p.is_file() and p.stat().st_size and not is_binary(p))
-    if not files:
-        raise ValueError(f"{name!r} holds no text: it is empty, or its files are empty or binary.")
-    return root, files
+    tokens = {}
+    for path, count in meta["files"].items():
+        tokens[path] = np.memmap(folder / path, dtype=meta["dtype"], mode="r")
+        if len(tokens[path]) != count:
+            raise ValueError(f"{folder / path} holds {len(tokens[path])} tokens, not {count}; delete {folder}.")
+    splits = {split: tokens[path][start:stop] for split, (path, start, stop) in meta["splits"].items()}
+    tokenizer = tokenizer_from(read_json(folder / "tokenizer.json", "a token cache (delete its folder)"))
+    return PreparedText(name, meta["sha256"], tokenizer, splits, meta["revision"])
 
 
 def check_outside(name: str, out: str | Path) -> None:
@@ -132,93 +118,289 @@ def check_outside(name: str, out: str | Path) -> None:
         raise ValueError(f"the runs in {out} would become part of the data in {name}; choose an --out outside of it.")
 
 
-def is_binary(path: Path) -> bool:
-    """Git's rule: a NUL among the first 8000 bytes."""
-    with path.open("rb") as file:
-        return b"\0" in file.read(8000)
+def cache_key(source: Source, tokenizer: str, column: str) -> str:
+    """Changes with the state of any file, with the tokenizer (a file's content), the column and this format."""
+    if parse_spec(tokenizer)[0] == "file":
+        learned = ready_made(tokenizer)
+        assert learned
+        tokenizer = f"{learned.identity} {learned.end}"
+    column = column if source.format in ("parquet", "lines") else ""
+    return hashlib.sha256(f"{FORMAT} {tokenizer} {column} {source.state}".encode()).hexdigest()[:24]
 
 
-def cache_key(root: Path, files: list[Path], tokenizer: str) -> str:
-    """Changes with any file's path, size or modification time, with the tokenizer, and with this format."""
-    key = hashlib.sha256(f"{FORMAT} {tokenizer} {root.resolve()}".encode())
-    for path in files:
-        stat = path.stat()
-        key.update(f"\n{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}".encode())
-    return key.hexdigest()[:24]
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
-def by_hash(root: Path, files: list[Path]) -> list[Path]:
-    """In an order that depends on nothing but the relative paths."""
-    return sorted(files, key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).hexdigest())
+def write_tokens(
+    folder: Path, name: str, source: Source, spec: str, column: str, show: bool, threads: int | None
+) -> None:
+    """The tokens and meta.json of a source."""
+    if source.format == "bin":
+        meta = check_bin(folder, source, spec)
+    else:
+        meta = tokenize(folder, name, source, spec, column, show, threads)
+        if not source.revision and find_source(name).state != source.state:
+            shutil.rmtree(folder / "parts")
+            raise ValueError(f"{name!r} changed while it was read; prepare it again.")
+    write_json(folder / "meta.json", {"name": name, "revision": source.revision} | meta)
 
 
-def split_by_file(files: list[Path]) -> dict[str, list[Path]] | None:
-    """The files of each split; None if they are too large to fill half of what validation and test may hold."""
-    sizes = {path: path.stat().st_size for path in files}
-    budget = min(HELD_OUT * sum(sizes.values()), MOST_HELD_OUT)
-    parts: dict[str, list[Path]] = {"train": files}
-    for split in ("validation", "test"):
-        left: list[Path] = []
-        taken: list[Path] = []
-        room = budget
-        for path in parts["train"]:
-            fits = sizes[path] <= room
-            (taken if fits else left).append(path)
-            room -= sizes[path] if fits else 0
-        if room > budget / 2:
-            return None
-        parts |= {"train": left, split: taken}
-    return parts
+def tokenize(
+    folder: Path, name: str, source: Source, spec: str, column: str, show: bool, threads: int | None
+) -> dict[str, Any]:
+    """tokens.bin and tokenizer.json; what meta.json says of them."""
+    pieces = all_pieces(source, column)
+    heaviest = max((piece.memory for piece in pieces), default=1)
+    threads = max(1, min(threads or min(MOST_THREADS, cores()), MEMORY // heaviest))
+    total = sum(piece.size for piece in pieces) * (2 if spec == "char" else 1)
+    with progress_bar(name, total, show) as advance, Crew(threads) as crew:
+        sha256 = crew.pool.submit(digest, source, crew)
+        tokenizer = settled_tokenizer(folder / "tokenizer.json", spec, source, pieces, crew, advance)
+
+        def write(i: int) -> int:
+            write_part(folder / "parts" / f"{i:06d}", pieces[i], tokenizer, crew)
+            return pieces[i].size
+
+        for size in crew.each(write, range(len(pieces))):
+            advance(size)
+        sizes = join_parts(folder, len(pieces), tokenizer.dtype)
+        starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+        splits = {
+            split: ["tokens.bin", starts[within] + first, starts[within] + last]
+            for split, (within, first, last) in divided(name, sizes).items()
+        }
+        files = {"tokens.bin": sum(sizes.values())}
+        return {"sha256": sha256.result(), "dtype": np.dtype(tokenizer.dtype).name, "files": files, "splits": splits}
 
 
-def read_chunks(path: Path) -> Iterator[str]:
-    """The text of a file piece by piece, newlines as they are; bytes that are not UTF-8 become U+FFFD."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+def all_pieces(source: Source, column: str) -> list[Piece]:
+    pieces: list[Piece] = []
+    for split, files in source.files.items():
+        if source.format == "text":
+            pieces += text_pieces(split, [Path(file) for file in files], source.separated)
+        else:
+            pieces_of = row_groups if source.format == "parquet" else lines_pieces
+            for file in files:
+                pieces += pieces_of(split, file, column)
+    if source.nanogpt_split:
+        groups = [piece for piece in pieces if isinstance(piece, RowGroup)]
+        ends = np.cumsum([group.rows for group in groups])
+        labels = np.split(nanogpt_split(int(ends[-1])), ends[:-1])
+        return [replace(group, splits=rows) for group, rows in zip(groups, labels, strict=True)]
+    return pieces
 
 
-def vocabulary(texts: Iterable[str]) -> CharTokenizer:
+def settled_tokenizer(
+    path: Path, spec: str, source: Source, pieces: list[Piece], crew: "Crew", advance: Callable[[int], None]
+) -> Tokenizer:
+    """The tokenizer that an interrupted preparation began with, else that of the spec, stored at the path."""
+    if path.exists():
+        return tokenizer_from(read_json(path, "a token cache (delete its folder)"))
+    kind, vocab_size = parse_spec(spec)
+    if kind == "char":
+        characters = {SEPARATOR} if source.separated else set()
+        for size, found in crew.each(characters_of, pieces):
+            characters |= found
+            advance(size)
+        tokenizer: Tokenizer | None = CharTokenizer("".join(sorted(characters)))
+    elif kind == "bpe":
+        assert isinstance(vocab_size, int)
+        tokenizer = learn_bpe(training_text(source, pieces), vocab_size)
+    else:
+        tokenizer = ready_made(spec)
+    assert tokenizer
+    write_json(path, tokenizer.describe())
+    return tokenizer
+
+
+def characters_of(piece: Piece) -> tuple[int, set[str]]:
     characters: set[str] = set()
-    for text in texts:
-        characters.update(text)
-    return CharTokenizer("".join(sorted(characters)))
+    for fragment in piece.fragments():
+        characters.update(fragment.text)
+    return piece.size, characters
 
 
-def write_tokens(folder: Path, name: str, root: Path, files: list[Path], kind: str, show: bool) -> None:
-    """tokens.bin and meta.json of a source."""
-    ordered = by_hash(root, files)
-    parts = split_by_file(ordered) if root.is_dir() else None
-    groups = parts or {"train": ordered}
-    joiner = [SEPARATOR] if root.is_dir() else []
+def training_text(source: Source, pieces: list[Piece]) -> Iterator[str]:
+    """At most BPE_TEXT bytes of the training text, as much from each of at most BPE_PIECES pieces, evenly spread.
 
+    Of a corpus whose splits are cut by position, nothing of its end.
+    """
+    pieces = [piece for piece in pieces if piece.split == "train"]
+    *starts, stop = accumulate((piece.size for piece in pieces), initial=0)
+    if len(source.files) == 1 and not source.nanogpt_split:
+        stop -= int(2 * HELD_OUT * stop)
+    some = list(zip(starts, pieces, strict=True))[:: ceil(len(pieces) / BPE_PIECES) or 1]
+    for start, piece in some:
+        left = min(BPE_TEXT // len(some), stop - start)
+        for fragment in piece.fragments():
+            if left <= 0:
+                break
+            for part in slices(fragment.text) if fragment.split == "train" else ():
+                data = part.encode()[: max(0, left)]
+                left -= len(data)
+                yield data.decode(errors="ignore")
+
+
+def write_part(part: Path, piece: Piece, tokenizer: Tokenizer, crew: "Crew") -> None:
+    """The tokens of a piece, a file for each split; nothing if they are there."""
+    if part.exists():
+        return
+    unfinished = part.with_name(part.name + UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    end = np.array(tokenizer.end, tokenizer.dtype).tobytes()
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for split, text, ends in piece.fragments():
+            if split not in files:
+                files[split] = stack.enter_context((unfinished / f"{split}.bin").open("wb"))
+            for some in slices(text):
+                crew.check()
+                files[split].write(tokenizer.encode(some).tobytes())
+            if ends:
+                files[split].write(end)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    unfinished.rename(part)
+
+
+def join_parts(folder: Path, count: int, dtype: Any) -> dict[str, int]:
+    """tokens.bin from all parts; how many tokens of each split there are, in the order in which they lie."""
+    sizes = {}
+    with atomic_write(folder / "tokens.bin") as out:
+        for split in SPLITS:
+            begin = out.tell()
+            for i in range(count):
+                part = folder / "parts" / f"{i:06d}" / f"{split}.bin"
+                if part.exists():
+                    with part.open("rb") as file:
+                        shutil.copyfileobj(file, out, CHUNK)
+            if out.tell() > begin or split == "train":
+                sizes[split] = (out.tell() - begin) // np.dtype(dtype).itemsize
+    return sizes
+
+
+def divided(name: str, sizes: dict[str, int]) -> dict[str, tuple[str, int, int]]:
+    """Where every split lies: in which of those that are there, from which token to which.
+
+    Splits that are there are used as they are, but for a validation split without a test split: its second half is the
+    test. Without validation, it is cut off the end of train; without either, both are.
+    """
+    train, validation = sizes["train"], sizes.get("validation", 0)
+    held = max(1, min(int(HELD_OUT * train), MOST_HELD_OUT))
+    if train < 3:
+        raise ValueError(f"{name!r} holds {train} tokens to train on; that is too little.")
+    whole = {split: (split, 0, size) for split, size in sizes.items()}
+    if "validation" not in sizes and "test" not in sizes:
+        ends = {"train": train - 2 * held, "validation": train - held, "test": train}
+        starts = {"train": 0, "validation": train - 2 * held, "test": train - held}
+        return {split: ("train", starts[split], ends[split]) for split in SPLITS}
+    if "test" not in sizes:
+        half = validation // 2
+        return whole | {"validation": ("validation", 0, half), "test": ("validation", half, validation)}
+    if "validation" not in sizes:
+        return {
+            "train": ("train", 0, train - held),
+            "validation": ("train", train - held, train),
+            "test": whole["test"],
+        }
+    return whole
+
+
+# --- nanoGPT's files ------------------------------------------------------------------------------------------------
+
+
+def check_bin(folder: Path, source: Source, spec: str) -> dict[str, Any]:
+    """What meta.json says of .bin files, which stay where they are; ValueError for ids outside of the vocabulary."""
+    tokenizer = ready_made(spec)
+    assert tokenizer
+    files, sizes = {}, {}
+    for split, [name] in source.files.items():
+        size = Path(name).stat().st_size
+        if size % 2 or not size:
+            raise ValueError(
+                f"{name} has {size} bytes, no even number above 0: it is no file of uint16 ids, or truncated."
+            )
+        ids = np.memmap(name, np.uint16, mode="r")
+        for start in range(0, len(ids), CHUNK):
+            wrong = np.flatnonzero(ids[start : start + CHUNK] >= tokenizer.vocab_size)
+            if wrong.size:
+                at = start + int(wrong[0])
+                raise ValueError(
+                    f"{name} holds the id {ids[at]} at position {at}, outside of the vocabulary of "
+                    f"{tokenizer.vocab_size} of {spec!r}; name the tokenizer that made it, or a larger ids:VOCAB."
+                )
+        files[str(Path(name).resolve())] = sizes[split] = len(ids)
+    paths = dict(zip(sizes, files, strict=True))
+    splits = {split: [paths[within], *span] for split, (within, *span) in divided(name, sizes).items()}
+    write_json(folder / "tokenizer.json", tokenizer.describe())
+    return {"sha256": digest(source), "dtype": "uint16", "files": files, "splits": splits}
+
+
+# --- what is done beside each other ---------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """Another thread failed, or the user interrupted."""
+
+
+class Crew:
+    """A few threads for the pieces; when the block is left by an error, they stop after the text they are at."""
+
+    def __init__(self, threads: int):
+        self.pool = ThreadPoolExecutor(threads)
+        self.stopping = threading.Event()
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        if error:
+            self.stopping.set()
+        self.pool.shutdown(cancel_futures=True)
+
+    def check(self) -> None:
+        if self.stopping.is_set():
+            raise Stopped
+
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """The results, as they come."""
+        for done in as_completed([self.pool.submit(function, item) for item in items]):
+            yield done.result()
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def digest(source: Source, crew: Crew | None = None) -> str:
+    """sha256 of the files: of one file its own, of several each followed by a NUL, of .bin one after the other.
+
+    Of a remote source, of its commit and the names of its files.
+    """
+    found = hashlib.sha256()
+    if source.revision:
+        found.update(source.state.encode())
+        return found.hexdigest()
+    several = len(source.every) > 1 or (source.format == "text" and source.separated)
+    for path in source.every:
+        with open(path, "rb") as file:
+            while data := file.read(CHUNK):
+                found.update(data)
+                if crew:
+                    crew.check()
+        if several and source.format != "bin":
+            found.update(SEPARATOR.encode())
+    return found.hexdigest()
+
+
+@contextmanager
+def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A function that moves a bar on a terminal by so many bytes."""
     percent = TextColumn("{task.percentage:.0f}%")
     columns = (TextColumn("preparing {task.description}", markup=False), BarColumn(), percent, TimeRemainingColumn())
     shown = show and sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        passes = 2 if kind == "char" else 1
-        task = bar.add_task(name, total=passes * sum(path.stat().st_size for path in files))
-
-        def texts(paths: list[Path]) -> Iterator[str]:
-            for path in paths:
-                for text in chain(read_chunks(path), joiner):
-                    bar.advance(task, len(text))
-                    yield text
-
-        tokenizer = vocabulary(texts(ordered)) if kind == "char" else ByteTokenizer()
-        digest, count, ends = hashlib.sha256(), 0, {}
-        with (folder / "tokens.bin").open("wb") as out:
-            for split, paths in groups.items():
-                for text in texts(paths):
-                    digest.update(text.encode("utf-8", errors="surrogatepass"))
-                    ids = tokenizer.encode(text)
-                    out.write(ids.tobytes())
-                    count += len(ids)
-                ends[split] = count
-            out.flush()
-            os.fsync(out.fileno())
-    if parts is None:
-        held = max(1, min(int(HELD_OUT * count), MOST_HELD_OUT))
-        ends = {"train": count - 2 * held, "validation": count - held, "test": count}
-    meta = {"name": name, "sha256": digest.hexdigest(), "tokenizer": tokenizer.describe(), "ends": ends}
-    write_json(folder / "meta.json", meta)
+        task = bar.add_task(name, total=total)
+        yield lambda size: bar.advance(task, size)

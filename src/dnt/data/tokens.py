@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnt.data.text import SPLITS, PreparedText, prepare_text
+from dnt.data.pieces import SPLITS
+from dnt.data.text import PreparedText, prepare_text
 from dnt.data.tokenizers import Tokenizer
 
 
@@ -96,7 +97,9 @@ class TextData:
         return self.prepared.describe() | {"context": self.context}
 
 
-def prepare(name: str = "stdlib", tokenizer: str = "byte", context: int = 64, progress: bool = True) -> TextData:
-    """Data ready to train on: "stdlib", a text file or a folder of text files; tokenizer "byte" or "char"."""
-    prepared = prepare_text(name, tokenizer, progress)
+def prepare(
+    name: str = "stdlib", tokenizer: str = "byte", context: int = 64, progress: bool = True, column: str = "text"
+) -> TextData:
+    """Data ready to train on; names, tokenizers and columns as for dnt.data.text.prepare_text (docs/data.md)."""
+    prepared = prepare_text(name, tokenizer, progress, column)
     return TextData(prepared, context, *(Windows(prepared.splits[name], context, name) for name in SPLITS))

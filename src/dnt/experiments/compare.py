@@ -34,7 +34,7 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     cells = list(grid(settings))
     folder = Path(settings.out or f"runs/compare-{Path(settings.data).resolve().stem}")
     check_outside(settings.data, folder)
-    data = prepare_text(settings.data, settings.tokenizer).describe()
+    data = prepare_text(settings.data, settings.tokenizer, column=settings.column).describe()
     if not settings.lr and shared_by_all(settings) != asdict(Recipe()):
         print(
             "dnt: learning rates of the default job; a list for each cell (--lr) tunes them for this.", file=sys.stderr
