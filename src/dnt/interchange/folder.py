@@ -33,7 +33,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
         raise ValueError(
             f"{folder} has no safetensors, only {pickles[0]}, a pickle, which can run code and is not opened. If you "
-            "trust it: transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder) converts it."
+            f"trust it: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(NEW_FOLDER)."
         )
     raise ValueError(f"{folder} has neither {WEIGHTS} nor {INDEX}; copy the weights there too.")
 
@@ -47,7 +47,7 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder / INDEX} is damaged: it has no weight_map of tensors to files.") from None
     for shard in names:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX} names {shard!r}; only .safetensors files of the folder itself are read.")
+            raise ValueError(f"{folder / INDEX} names {shard!r}; only .safetensors files beside it are read.")
     tensors: dict[str, Tensor] = {}
     for shard in names:
         tensors |= (found := read_shard(folder / shard))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from dnt.files import atomic_write, write_json
@@ -93,17 +92,20 @@ def gpt_config_of(described: dict[str, Any], folder: Path, fields: dict[str, Any
     if not_free := sorted(fields.keys() - set(FREE)):
         raise ValueError(f"{not_free[0]} is fixed by the weights in {folder}; only {', '.join(FREE)} can be given.")
 
-    def refuse(name: str, fix: str) -> ValueError:
-        return ValueError(f"{folder / 'config.json'}: {name} is {theirs[name]!r}; {fix}.")
+    def refuse(name: str, known: str) -> ValueError:
+        return ValueError(
+            f"{folder / 'config.json'}: {name} is {theirs[name]!r}, which dnt.GPT has not (it has {known}); "
+            "keep this model in transformers."
+        )
 
     theirs: dict[str, Any] = DEFAULTS | {"model_type": "gpt2"} | described
     if theirs["model_type"] != "gpt2":
-        raise refuse("model_type", "load_gpt2 reads 'gpt2' alone")
+        raise ValueError(f"{folder} is a {theirs['model_type']!r} model; load_gpt2 reads 'gpt2' alone. Try dnt.load.")
     for name, value in FIXED.items():
         if theirs[name] != value:
-            raise refuse(name, f"dnt.GPT can only be {value}, so load this model with transformers")
+            raise refuse(name, repr(value))
     if theirs["activation_function"] not in ACTIVATIONS:
-        raise refuse("activation_function", f"dnt.GPT has {', '.join(ACTIVATIONS)}, so load this model with transformers")
+        raise refuse("activation_function", ", ".join(ACTIVATIONS))
     dropouts = {theirs[name] for name in DROPOUTS}
     if "dropout" not in fields and len(dropouts) > 1:
         rates = ", ".join(f"{name} {theirs[name]}" for name in DROPOUTS)

@@ -1,10 +1,10 @@
-"""GPT as a transformers model: AutoModel, generate, Trainer, PEFT and lm-eval take it. The only file that needs them."""
+"""GPT as a transformers model, for AutoModel, generate, Trainer, PEFT and lm-eval. The only file that needs it."""
 # B batch, T new tokens, S cached and new ones, V vocabulary
 
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +32,19 @@ class DNTConfig(transformers.PreTrainedConfig):
     """The fields of GPTConfig, a Placement as JSON, beside those of every transformers configuration."""
 
     model_type = "dnt"
-    attribute_map = {
+    attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "dim",
         "num_hidden_layers": "depth",
         "num_attention_heads": "heads",
         "max_position_embeddings": "context",
         "tie_word_embeddings": "tie_embeddings",
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(self, **given: Any) -> None:
-        for name, default in asdict(GPT_SIZES["gpt2-small"]).items():
-            setattr(self, name, given.pop(name, default))
+        mine = {name: given.pop(name, default) for name, default in asdict(GPT_SIZES["gpt2-small"]).items()}
+        for name, value in asdict(build_config({"kind": "gpt"} | mine)).items():
+            setattr(self, name, value)
         super().__init__(**given)
 
     @property
@@ -76,8 +77,8 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
     base_model_prefix = "gpt"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # num_items_in_batch, so that Trainer accumulates gradients rightly
-    _tied_weights_keys = {"gpt.head.weight": "gpt.tokens.weight"}
-    _no_split_modules = ["Block"]
+    _tied_weights_keys = {"gpt.head.weight": "gpt.tokens.weight"}  # noqa: RUF012
+    _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 
     def __init__(self, config: DNTConfig):
@@ -85,7 +86,7 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
         self.gpt = GPT(config.gpt)
         for parameter in self.parameters():
             if not parameter.is_meta:  # initialized by GPT, so post_init must not draw it again
-                parameter._is_hf_initialized = True
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
         self.post_init()
 
     @classmethod
@@ -129,10 +130,10 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
                 raise ValueError(f"{type(past_key_values).__name__} has a fixed size; use a DynamicCache, the default.")
             caches = [CacheLayer(past_key_values, i) for i in range(self.config.depth)]
             seen = len(caches[0])
-        if attention_mask is not None and attention_mask.shape != (shape := (len(input_ids), seen + input_ids.shape[1])):
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (B, cached + new tokens) = {shape}."
-            )
+        shape = (input_ids.shape[0], seen + input_ids.shape[1])
+        if attention_mask is not None and attention_mask.shape != shape:
+            received = tuple(attention_mask.shape)
+            raise ValueError(f"attention_mask has shape {received}; it must be (B, cached + new tokens) = {shape}.")
         real_BS = None if attention_mask is None or attention_mask.all() else attention_mask.bool()
         if real_BS is not None:  # whose id may lie outside the vocabulary
             input_ids = input_ids.masked_fill(~real_BS[:, seen:], 0)
@@ -147,13 +148,13 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
     def get_input_embeddings(self) -> nn.Module:
         return self.gpt.tokens
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.gpt.tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.gpt.head
 
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         self.gpt.head = new_embeddings
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> nn.Embedding:
@@ -161,9 +162,11 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
         self.gpt.config = replace(self.gpt.config, vocab_size=tokens.num_embeddings)
         return tokens
 
-    def _set_gradient_checkpointing(self, enable: bool = True, every_n_layers: int = 1, **unused: Any) -> None:
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
         if every_n_layers != 1:
-            raise ValueError(f"every_n_layers is {every_n_layers}; dnt.GPT recomputes all blocks or none, so leave it 1.")
+            raise ValueError(f"every_n_layers is {every_n_layers}; dnt.GPT recomputes all blocks or none: make it 1.")
         self.gradient_checkpointing = self.gpt.recompute = enable
 
 
@@ -194,13 +197,13 @@ def transformers_tokenizer(tokenizer: Tokenizer) -> transformers.PreTrainedToken
 
 
 def export(run: str | Path, folder: str | Path) -> None:
-    """Write what dnt.load finds in `run`, and the tokenizer of a run, as a new folder for transformers."""
-    described, folder = Path(run) / "tokenizer.json", Path(folder)
+    """Write the model of a run (or any that dnt.load finds) and its tokenizer as a new folder for transformers."""
+    path, folder = Path(run) / "tokenizer.json", Path(folder)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a model; choose another folder.")
     model = DNTForCausalLM.from_dnt(run)
-    if described.exists():
-        transformers_tokenizer(tokenizer_from(read_json(described, "a run folder"))).save_pretrained(folder)
+    if path.exists() and "kind" in (described := read_json(path, "a run folder")):  # else it is no run's
+        transformers_tokenizer(tokenizer_from(described)).save_pretrained(folder)
     model.save_pretrained(folder)
 
 
