@@ -7,10 +7,9 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from dnt.files import atomic_write, read_json, write_json
-from dnt.interchange.folder import drop_tied, fill, read_config, read_tensors
+from dnt.files import read_json, write_json
+from dnt.interchange.folder import drop_tied, fill, read_config, read_tensors, write_weights
 from dnt.interchange.gpt2 import load_gpt2
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig
@@ -44,14 +43,6 @@ def build_config(description: dict[str, Any]) -> GPTConfig:
             **placement | {"attn": Slots(**placement["attn"]), "mlp": Slots(**placement["mlp"])}
         )
     return config_cls(**given)
-
-
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    with atomic_write(path) as file:
-        try:
-            safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file.name)
-        except SafetensorError as error:  # a full disk
-            raise OSError(str(error)) from error
 
 
 def save(model: GPT, folder: str | Path) -> None:

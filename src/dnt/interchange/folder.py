@@ -1,4 +1,4 @@
-"""The tensors of a folder that transformers wrote: safetensors alone, whole or in shards. Nothing is ever unpickled."""
+"""Tensors in a folder, as transformers lays them out: safetensors, whole or in shards. Nothing is ever unpickled."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dnt.files import read_json
+from dnt.files import atomic_write, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 READABLE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    with atomic_write(path) as file:
+        try:
+            tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+            safetensors.torch.save_file(tensors, file.name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk
+            raise OSError(str(error)) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -75,10 +84,8 @@ def drop_tied(tensors: dict[str, Tensor], head: str, embedding: str, folder: Pat
 
 def fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copy tensors over the parameters of the same names, float16 and bfloat16 widened; ValueError if one is left."""
-    for what, names in (
-        ("lacks", parameters.keys() - tensors.keys()),
-        ("also has", tensors.keys() - parameters.keys()),
-    ):
+    left = {"lacks": parameters.keys() - tensors.keys(), "also has": tensors.keys() - parameters.keys()}
+    for what, names in left.items():
         if names:
             some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ValueError(f"{folder} {what} the tensors {some}; these weights are not of the model in config.json.")

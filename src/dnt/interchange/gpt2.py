@@ -2,14 +2,14 @@
 
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from dnt.files import atomic_write, write_json
-from dnt.interchange.folder import WEIGHTS, drop_tied, fill, read_config, read_tensors
+from dnt.files import write_json
+from dnt.interchange.folder import WEIGHTS, drop_tied, fill, read_config, read_tensors, write_weights
 from dnt.nn.config import GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.placement import PLACEMENTS, placement_named
@@ -68,9 +68,7 @@ def save_gpt2(model: GPT, folder: str | Path) -> None:
     """
     config, folder = model.config, Path(folder)
     described = gpt2_config_of(config)
-    tensors = {name: view.float().contiguous() for name, view in as_gpt2(model).items()}
-    with atomic_write(folder / WEIGHTS) as file:
-        file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    write_weights({name: view.float() for name, view in as_gpt2(model).items()}, folder / WEIGHTS)
     write_json(folder / "config.json", described)
 
 
@@ -98,7 +96,7 @@ def gpt_config_of(described: dict[str, Any], folder: Path, fields: dict[str, Any
             "keep this model in transformers."
         )
 
-    theirs: dict[str, Any] = DEFAULTS | {"model_type": "gpt2"} | described
+    theirs: dict[str, Any] = DEFAULTS | described
     if theirs["model_type"] != "gpt2":
         raise ValueError(f"{folder} is a {theirs['model_type']!r} model; load_gpt2 reads 'gpt2' alone. Try dnt.load.")
     for name, value in FIXED.items():
@@ -122,29 +120,26 @@ def gpt_config_of(described: dict[str, Any], folder: Path, fields: dict[str, Any
 
 def gpt2_config_of(config: GPTConfig) -> dict[str, Any]:
     """The GPT2Config, as JSON, of a configuration that is GPT-2's."""
-    is_pre_ln = placement_named(config.placement).formula() == PLACEMENTS["pre-ln"].formula()
-    ours = {name: getattr(config, name) for name in GPT2} | ({"placement": "pre-ln"} if is_pre_ln else {})
-    ours |= {"kv_heads": config.kv_heads or config.heads, "activation": config.activation}
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-    known = {name: (value,) for name, value in GPT2.items()} | {
-        "kv_heads": (config.heads,),
-        "activation": tuple(theirs),
-    }
-    for name, values in known.items():
+    ours = asdict(config) | {"placement": config.placement, "kv_heads": config.kv_heads or config.heads}
+    if placement_named(config.placement).formula() == PLACEMENTS["pre-ln"].formula():
+        ours["placement"] = "pre-ln"
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first name of each
+    known = {name: [value] for name, value in GPT2.items()}
+    for name, values in (known | {"kv_heads": [config.heads], "activation": list(activations)}).items():
         if ours[name] not in values:
             raise ValueError(
                 f"{name} is {ours[name]!r}, which GPT-2 has not (it has {' or '.join(map(repr, values))}); write this "
-                "model with dnt.save, or for transformers with dnt.export."
+                "model with dnt.save, or for transformers with DNTForCausalLM.from_dnt(model).save_pretrained."
             )
     end = END_OF_TEXT if config.vocab_size > END_OF_TEXT else None
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "dtype": "float32",
-        **{name: getattr(config, ours) for ours, name in SAME.items()},
+        **{theirs: ours[name] for name, theirs in SAME.items()},
         **dict.fromkeys(DROPOUTS, config.dropout),
         "n_inner": None if config.hidden == 4 * config.dim else config.hidden,
-        "activation_function": theirs[config.activation],
+        "activation_function": activations[config.activation],
         "bos_token_id": end,
         "eos_token_id": end,
         **FIXED,

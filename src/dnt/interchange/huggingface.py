@@ -39,9 +39,12 @@ class DNTConfig(transformers.PreTrainedConfig):
         "max_position_embeddings": "context",
         "tie_word_embeddings": "tie_embeddings",
     }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(self, **given: Any) -> None:
+        if "model" in given:
+            raise ValueError(
+                "this config.json is that of a dnt run; use DNTForCausalLM.from_dnt(folder) or dnt export."
+            )
         mine = {name: given.pop(name, default) for name, default in asdict(GPT_SIZES["gpt2-small"]).items()}
         for name, value in asdict(build_config({"kind": "gpt"} | mine)).items():
             setattr(self, name, value)
@@ -78,7 +81,6 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # num_items_in_batch, so that Trainer accumulates gradients rightly
     _tied_weights_keys = {"gpt.head.weight": "gpt.tokens.weight"}  # noqa: RUF012
-    _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 
     def __init__(self, config: DNTConfig):
