@@ -441,7 +441,7 @@ def test_tokenizers_have_the_same_ids_for_transformers(tokenizer: Tokenizer, tex
 def test_an_exported_run_writes_the_text_that_dnt_sample_does(workplace, capfd):
     assert main(["train", "--data", "words.txt", "--tokenizer", "char", *TINY, "--steps", "3", "--out", "run"]) == 0
     assert main(["export", "run", "exported"]) == 0
-    with pytest.raises(ValueError, match=r"is that of a dnt run; use DNTForCausalLM.from_dnt\(folder\) or dnt export"):
+    with pytest.raises(ValueError, match=r"is that of a dnt run; use DNTForCausalLM.from_dnt or dnt export"):
         dnt.DNTForCausalLM.from_pretrained("run")
     write = transformers.pipeline("text-generation", "exported", device="cpu")
     [row] = write("kara ", max_new_tokens=9, do_sample=False)

@@ -42,9 +42,7 @@ class DNTConfig(transformers.PreTrainedConfig):
 
     def __init__(self, **given: Any) -> None:
         if "model" in given:
-            raise ValueError(
-                "this config.json is that of a dnt run; use DNTForCausalLM.from_dnt(folder) or dnt export."
-            )
+            raise ValueError("this config.json is that of a dnt run; use DNTForCausalLM.from_dnt or dnt export.")
         mine = {name: given.pop(name, default) for name, default in asdict(GPT_SIZES["gpt2-small"]).items()}
         for name, value in asdict(build_config({"kind": "gpt"} | mine)).items():
             setattr(self, name, value)
