@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (FloatingPointError, ConnectionError) as error:  # it diverged, or a process of it is gone
         return complain(error, 1)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         return complain(error, 2)
     except MemoryError as error:
         return complain(f"out of memory: {error} Use a smaller --batch-size, --context or model.", 1)

@@ -1,5 +1,6 @@
 """GPT-2 of transformers and back, and GPT as a transformers model; each against transformers itself."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -11,12 +12,14 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
+from tokenizers import pre_tokenizers
 
 import dnt
 from dnt.cli import main
-from dnt.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from dnt.data.tokenizers import ByteTokenizer, CharTokenizer, FileTokenizer, GPT2Tokenizer, Tokenizer, learn_bpe
 from dnt.interchange.gpt2 import DEFAULTS
 from dnt.interchange.huggingface import transformers_tokenizer
+from dnt.interchange.tokenizer import spelling
 from tests.conftest import TINY
 from tests.dnt.test_blocks import MODERN
 from tests.dnt.test_cli import complaint
@@ -419,23 +422,42 @@ def test_what_the_wrapper_does_not_take_is_one_line():
 # --- tokenizers and runs --------------------------------------------------------------------------------------------
 
 
+TEXT = "  a\tb\r\n\n é 漢 <0x41> Ā 'll . </s> x<|endoftext|> "
+BPE = learn_bpe(["the cat sat on the mat, the cat that sat"] * 9, 280)
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "text"),
     [
-        (ByteTokenizer(), "  a\tb\r\n\n é 漢 <0x41> Ā 'll . </s>\0 x "),
+        (ByteTokenizer(), TEXT + "\0"),
         (CharTokenizer("\t\n !abcé"), "  ab\n\té! a "),
         (CharTokenizer("\0\n ab"), " a\0\nb  "),
+        (BPE, TEXT + "the cat sat"),
+        (FileTokenizer(BPE.content, (10, 10)), TEXT + "\0the mat"),
     ],
-    ids=["byte", "char", "char with NUL"],
+    ids=["byte", "char", "char with NUL", "bpe", "file"],
 )
 def test_tokenizers_have_the_same_ids_for_transformers(tokenizer: Tokenizer, text, tmp_path):
     transformers_tokenizer(tokenizer).save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     ids = theirs(text).input_ids
     assert ids == tokenizer.encode(text).tolist() and theirs.decode(ids) == text
-    assert theirs.decode(ids, skip_special_tokens=True) == text.replace("\0", "")
     assert theirs.eos_token_id == theirs.pad_token_id and theirs.padding_side == "left"
-    assert theirs.eos_token_id == (tokenizer.encode("\0")[0] if tokenizer.can_encode("\0") else tokenizer.vocab_size)
+    assert theirs.eos_token_id == (tokenizer.end[0] if len(tokenizer.end) == 1 else tokenizer.vocab_size)
+
+
+def test_ranks_of_tiktoken_become_merges_with_the_same_ids(tmp_path):
+    order = sorted(BPE.model.get_vocab().items(), key=lambda item: item[1])[1:]  # without the end of a text
+    assert set(spelling()) == set(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [bytes(map(spelling().index, text)) for text, _ in order]
+    tokenizer = GPT2Tokenizer(" ".join(base64.b64encode(token).decode() for token in tokens))
+    transformers_tokenizer(tokenizer).save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in (TEXT, "the cat sat on the mat's", "  catthat  \n"):
+        assert (
+            theirs(text).input_ids == tokenizer.encode(text).tolist() and theirs.decode(theirs(text).input_ids) == text
+        )
+    assert theirs.eos_token_id == len(tokens) and len(theirs) == tokenizer.vocab_size
 
 
 def test_an_exported_run_writes_the_text_that_dnt_sample_does(workplace, capfd):
@@ -457,10 +479,13 @@ def test_import_dnt_needs_no_transformers_and_says_how_to_get_it(workplace):
         "import sys; sys.modules['transformers'] = None\n"
         "import dnt; dnt.load('folder'); assert dnt.load_gpt2 and dnt.save_gpt2\n"
         "from dnt.cli import main; assert main(['export', 'folder', 'other']) == 2\n"
-        "try: dnt.DNTForCausalLM\nexcept ImportError as error: print(error)"
+        "try: dnt.DNTForCausalLM\nexcept ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "this needs transformers: pip install 'dnt-torch[transformers]'\n"
+    assert (
+        done.stdout
+        == "this needs the package transformers, which is not there: pip install 'dnt-torch[transformers]'\n"
+    )
     assert done.stderr == "dnt: " + done.stdout
 
 

@@ -1,7 +1,6 @@
 """GPT as a transformers model, for AutoModel, generate, Trainer, PEFT and lm-eval. The only file that needs it."""
 # B batch, T new tokens, S cached and new ones, V vocabulary
 
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,22 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from dnt.data.tokenizers import Tokenizer, tokenizer_from
+from dnt.extras import extra
 from dnt.files import read_json
-from dnt.lookup import lookup
+from dnt.interchange.tokenizer import FAST, as_fast
 from dnt.nn.config import GPT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.layers import KeyValueCache
 from dnt.weights import build_config, load
 
 try:
-    import tokenizers
     import transformers
     from transformers.modeling_outputs import CausalLMOutputWithPast
     from transformers.utils import can_return_tuple
-except ModuleNotFoundError as error:
-    raise ImportError(f"this needs {error.name}: pip install 'dnt-torch[transformers]'") from None
-
-END = "\0"  # between two documents of a corpus
+except ImportError:
+    extra("transformers", "transformers")  # says how to install it
+    raise
 
 
 class DNTConfig(transformers.PreTrainedConfig):
@@ -170,27 +168,15 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
         self.gradient_checkpointing = self.gpt.recompute = enable
 
 
-SYMBOLS: dict[str, Callable[[Any], list[str]]] = {  # the tokens of our tokenizers by id, as byte fallback spells them
-    "byte": lambda _: [chr(byte) if byte < 128 else f"<0x{byte:02X}>" for byte in range(256)],
-    "char": lambda tokenizer: list(tokenizer.characters),
-}
-
-
 def transformers_tokenizer(tokenizer: Tokenizer) -> transformers.PreTrainedTokenizerFast:
-    """A run's tokenizer for transformers, with the same ids: BPE without a merge.
-
-    NUL, which stands between the documents of a corpus, is the end of a text and padding. A character vocabulary
-    without it gets it as one more id, which only padding may have. Characters it does not know are left out.
-    """
-    symbols = lookup(SYMBOLS, tokenizer.describe()["kind"], "tokenizer")(tokenizer)
-    ids = {symbol: i for i, symbol in enumerate(symbols)}
-    fast = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=[], byte_fallback=True))
-    fast.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+    """A run's tokenizer for transformers, with the same ids. The token that ends a text is padding, too."""
+    fast, end = as_fast(tokenizer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=fast,
-        eos_token=END,
-        pad_token=END,
+        eos_token=end,
+        pad_token=end,
         padding_side="left",
+        split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
@@ -202,7 +188,8 @@ def export(run: str | Path, folder: str | Path) -> None:
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a model; choose another folder.")
     model = DNTForCausalLM.from_dnt(run)
-    if path.exists() and "kind" in (described := read_json(path, "a run folder")):  # else it is no run's
+    described = read_json(path, "a run folder") if path.exists() else {}
+    if described.get("kind") in FAST:  # neither bare ids nor what is no run's
         transformers_tokenizer(tokenizer_from(described)).save_pretrained(folder)
     model.save_pretrained(folder)
 
