@@ -51,6 +51,10 @@ def test_only_train_knows_fabric():
     assert knowing == {"train.py"}
 
 
+def test_only_one_file_knows_transformers():
+    assert [p.name for p in SOURCE.rglob("*.py") if "transformers" in imported(p)] == ["huggingface.py"]
+
+
 def test_what_needs_no_torch_does_not_import_it():
     modules = ", ".join(f"dnt.{name}" for name in NO_TORCH)
     code = f"import sys, dnt, {modules}; assert 'torch' not in sys.modules, 'torch was imported'"

@@ -7,6 +7,11 @@ if TYPE_CHECKING:
     from dnt import analysis as analysis
     from dnt.data.tokens import prepare as prepare
     from dnt.experiments.compare import compare as compare
+    from dnt.interchange.gpt2 import load_gpt2 as load_gpt2
+    from dnt.interchange.gpt2 import save_gpt2 as save_gpt2
+    from dnt.interchange.huggingface import DNTConfig as DNTConfig
+    from dnt.interchange.huggingface import DNTForCausalLM as DNTForCausalLM
+    from dnt.interchange.huggingface import export as export
     from dnt.nn.config import GPT_SIZES as GPT_SIZES
     from dnt.nn.config import GPTConfig as GPTConfig
     from dnt.nn.gpt import GPT as GPT
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "DNTConfig": "dnt.interchange.huggingface",
+    "DNTForCausalLM": "dnt.interchange.huggingface",
     "GPT": "dnt.nn.gpt",
     "GPTConfig": "dnt.nn.config",
     "GPT_SIZES": "dnt.nn.config",
@@ -41,13 +48,16 @@ PUBLIC = {
     "Run": "dnt.runs",
     "Slots": "dnt.nn.placement",
     "compare": "dnt.experiments.compare",
+    "export": "dnt.interchange.huggingface",
     "fit": "dnt.train",
     "gpt": "dnt.nn.gpt",
     "load": "dnt.weights",
+    "load_gpt2": "dnt.interchange.gpt2",
     "param_groups": "dnt.optim.groups",
     "prepare": "dnt.data.tokens",
     "sample": "dnt.sampling",
     "save": "dnt.weights",
+    "save_gpt2": "dnt.interchange.gpt2",
     "write_report": "dnt.report.page",
 }
 __all__ = [*PUBLIC, "analysis"]

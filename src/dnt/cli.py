@@ -56,6 +56,12 @@ def report(folder: tyro.conf.Positional[Path]) -> None:
     show(import_module("dnt.report.summary").Comparison(folder))
 
 
+def export(run: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]) -> None:
+    """Write the model of a run, and its tokenizer, as a folder for transformers."""
+    import_module("dnt.interchange.huggingface").export(run, folder)
+    print(folder)
+
+
 def list_tables() -> None:
     """Placements, norms, optimizers and sizes, each with formula and source."""
     import_module("dnt.listing").print_tables()
@@ -74,6 +80,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_tables,
     "data": data,
     "report": report,
+    "export": export,
 }
 
 

@@ -1,14 +1,17 @@
 """A model as a folder: config.json and model.safetensors. Nothing is ever unpickled."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from dnt.files import atomic_write, write_json
+from dnt.files import read_json, write_json
+from dnt.interchange.folder import drop_tied, fill, read_config, read_tensors, write_weights
+from dnt.interchange.gpt2 import load_gpt2
+from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.placement import Placement, Slots
@@ -27,21 +30,19 @@ def describe_model(model: GPT) -> dict[str, Any]:
 
 def build_model(description: dict[str, Any]) -> GPT:
     """A freshly initialized model of a description."""
-    cls, config_cls = KINDS[description["kind"]]
-    fields = {name: value for name, value in description.items() if name != "kind"}
-    if isinstance(placement := fields["placement"], dict):
-        fields["placement"] = Placement(
+    cls, _ = KINDS[description["kind"]]
+    return cls(build_config(description))
+
+
+def build_config(description: dict[str, Any]) -> GPTConfig:
+    """The configuration of a description."""
+    _, config_cls = KINDS[description["kind"]]
+    given = {name: value for name, value in description.items() if name != "kind"}
+    if isinstance(placement := given["placement"], dict):
+        given["placement"] = Placement(
             **placement | {"attn": Slots(**placement["attn"]), "mlp": Slots(**placement["mlp"])}
         )
-    return cls(config_cls(**fields))
-
-
-def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    with atomic_write(path) as file:
-        try:
-            safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, file.name)
-        except SafetensorError as error:  # a full disk
-            raise OSError(str(error)) from error
+    return config_cls(**given)
 
 
 def save(model: GPT, folder: str | Path) -> None:
@@ -54,15 +55,37 @@ def save(model: GPT, folder: str | Path) -> None:
 
 
 def load(folder: str | Path) -> GPT:
-    """The model of a run folder, or of one that `save` wrote, in evaluation mode."""
-    run = Run(Path(folder))
-    config = run.config
-    if not run.weights.exists():
-        raise ValueError(f"{folder} has no model.safetensors yet; let the run reach its first checkpoint.")
+    """The model of a run folder, or of one that `save` or transformers wrote (GPT-2, DNT), in evaluation mode."""
+    folder = Path(folder)
     try:
-        model = build_model(config["model"])
-        safetensors.torch.load_model(model, run.weights)
+        config = read_json(folder / "config.json", "a run folder")
+        if isinstance(config, dict) and "model_type" in config:
+            return lookup(TRANSFORMERS, config["model_type"], "model_type")(folder)
+        return load_run(Run(folder))
     except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} is damaged, its weights do not fit its config.json ({reason}).") from None
+
+
+def load_run(run: Run) -> GPT:
+    config = run.config
+    if not run.weights.exists():
+        raise ValueError(f"{run.path} has no model.safetensors yet; let the run reach its first checkpoint.")
+    model = build_model(config["model"])
+    safetensors.torch.load_model(model, run.weights)
     return model.eval()
+
+
+def load_dnt(folder: Path) -> GPT:
+    """The model inside a DNTForCausalLM that save_pretrained wrote."""
+    config = read_config(folder)
+    known = {field.name for field in fields(GPTConfig)}
+    model = build_model({"kind": "gpt"} | {name: value for name, value in config.items() if name in known})
+    tensors = read_tensors(folder)
+    if model.config.tie_embeddings:
+        drop_tied(tensors, "gpt.head.weight", "gpt.tokens.weight", folder)
+    fill({f"gpt.{name}": parameter.detach() for name, parameter in model.named_parameters()}, tensors, folder)
+    return model.eval()
+
+
+TRANSFORMERS: dict[str, Callable[[Path], GPT]] = {"dnt": load_dnt, "gpt2": load_gpt2}  # by model_type

@@ -101,7 +101,7 @@ class GPT(nn.Module):
             x_BTD = x_BTD + self.positions(positions)
         x_BTD = self.drop(self.input_norm(x_BTD))
         for i, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute and torch.is_grad_enabled() and not caches:
                 x_BTD = checkpoint(block, x_BTD, use_reentrant=False, **context)
             else:
                 x_BTD = block(x_BTD, cache=caches[i] if caches else None, **context)

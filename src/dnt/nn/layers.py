@@ -116,7 +116,7 @@ class Attention(nn.Module):
                 is_causal=mask is None and q.shape[-2] > 1,  # a single token sees all that came before
                 enable_gqa=self.kv_heads < self.heads,
             )
-        return self.out(heads_BHTK.transpose(-2, -3).flatten(-2))
+        return self.out(heads_BHTK.to(v.dtype).transpose(-2, -3).flatten(-2))
 
 
 class MLP(nn.Module):
