@@ -40,7 +40,7 @@ class FitSettings:
     """torch.compile; without a C++ compiler a run is eager, with a warning"""
     eval_every: int = 200
     """steps between evaluations on the validation split"""
-    eval_tokens: int = 1 << 18
+    eval_tokens: int = 1 << 19
     """of validation, and of test, that an evaluation reads, from its start; 0 for all"""
     checkpoint_every: int = 200
     devices: int | None = None
