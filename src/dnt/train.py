@@ -323,7 +323,11 @@ class Loop:
         }
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
-        weights = {name: whole(p.detach()).cpu() for name, p in self.model.named_parameters()}
+        weights = {}
+        for name, p in self.model.named_parameters():
+            tensor = whole(p.detach())  # all processes must ask for it
+            if self.fabric.is_global_zero:
+                weights[name] = tensor.cpu()
         if self.fabric.is_global_zero:  # before the checkpoint: a kill between the two repeats both
             write_weights(weights, self.run.weights)
             self.run.begin_checkpoint(self.step)

@@ -12,7 +12,7 @@ import pytest
 
 import dnt
 from dnt.cli import COMMANDS, main
-from dnt.experiments.compare import flags, grid, name_of
+from dnt.experiments.compare import grid, name_of
 from dnt.report.page import write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
@@ -78,7 +78,7 @@ def test_a_cells_command_line_says_its_settings(monkeypatch):
         seen.append(settings)
 
     monkeypatch.setitem(COMMANDS, "train", train)
-    assert main(["train", *flags(cell)]) == 0 and seen == [cell]
+    assert main(["train", *cell.flags()]) == 0 and seen == [cell]
 
 
 def test_the_main_job_from_the_command_line(workplace, capfd):
