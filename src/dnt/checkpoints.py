@@ -51,14 +51,13 @@ def read_state(folder: Path, rank: int, model: nn.Module, optimizer: torch.optim
         for name, p in model.named_parameters():
             p.copy_(divided_like(joined([file["model"].get(name) for file in files]), p))
     members = [p for group in optimizer.param_groups for p in group["params"]]
-    state = {
-        i: {
-            key: divided_like(joined(values), members[i]) if isinstance(values[0], Tensor | dict) else values[0]
-            for key in slot
-            if (values := [file["state"].get(i, {}).get(key) for file in files])
-        }
-        for i, slot in first["state"].items()
-    }
+    state: dict[int, dict[str, Any]] = {}
+    for i, slot in first["state"].items():
+        state[i] = dict(slot)
+        for key, value in slot.items():
+            if isinstance(value, Tensor | dict):
+                tensor = joined([file["state"].get(i, {}).get(key) for file in files])
+                state[i][key] = divided_like(tensor, members[i])
     optimizer.load_state_dict({"state": state, "param_groups": first["groups"]})
     if rank < len(files):
         return files[rank]["extra"]

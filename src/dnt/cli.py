@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from dnt.interrupt import ProcessLost
 from dnt.lookup import lookup
 from dnt.recipes import RECIPES
 from dnt.redact import redacted
@@ -16,7 +17,7 @@ from dnt.settings import CompareSettings, Recipe, SampleSettings, TrainSettings
 
 
 def train(settings: TrainSettings) -> None:
-    """Train one model into a run folder. First of all --recipe NAME: the options of a row of `dnt list`."""
+    """Train one model into a run folder. With --recipe NAME: the options of a row of `dnt list`, and those given."""
     if settings.dry_run:
         print(import_module("dnt.dryrun").plan(settings))
         return
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (FloatingPointError, ConnectionError) as error:  # it diverged, or a process of it is gone
+    except (FloatingPointError, ProcessLost) as error:
         return complain(error, 1)
     except (ValueError, OSError) as error:
         return complain(error, 2)
@@ -113,11 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def with_recipe(arguments: list[str]) -> list[str]:
-    """`train --recipe NAME` with the options that the recipe stands for; those that follow it win."""
-    if arguments[:2] != ["train", "--recipe"]:
+    """`train ... --recipe NAME ...` with the options that the recipe stands for; the others given win."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--recipe=") else [word])]
+    if words[:1] != ["train"] or "--recipe" not in words:
         return arguments
-    name = arguments[2] if len(arguments) > 2 else ""
-    return ["train", *lookup(RECIPES, name, "recipe").flags(), *arguments[3:]]
+    at = words.index("--recipe")
+    name = words[at + 1] if at + 1 < len(words) else ""
+    return ["train", *lookup(RECIPES, name, "recipe").flags(), *words[1:at], *words[at + 2 :]]
 
 
 def complain(message: object, status: int) -> int:

@@ -8,7 +8,7 @@ from dnt.data.tokenizers import parse_spec, ready_made
 from dnt.nn.gpt import GPT
 from dnt.optim.factory import build_optimizer
 from dnt.settings import TrainSettings
-from dnt.train import check_batch
+from dnt.train import check_combination
 
 
 def plan(settings: TrainSettings) -> str:
@@ -16,8 +16,10 @@ def plan(settings: TrainSettings) -> str:
 
     One forward pass, one backward pass and one optimizer step run on shapes alone.
     """
+    if settings.resume:
+        raise ValueError("--dry-run says what a new run would be; to go on with one, drop it.")
     settings.check()
-    check_batch(settings)
+    check_combination(settings, settings.precision)
     with torch.device("meta"):
         model = GPT(settings.model_config(vocab_size_of(settings.tokenizer), settings.placement))
         config = model.config
@@ -43,7 +45,7 @@ def plan(settings: TrainSettings) -> str:
         f"{settings.floor:g}, clip {settings.clip:g}",
         "data": f"{settings.data}, tokenizer {settings.tokenizer}",
         "step": f"{settings.batch_size} x {config.context} = {step:,} tokens; {rows} sequences at a time in each of "
-        f"{processes} processes",
+        f"{processes} processes ({settings.strategy or 'ddp'}, precision {settings.precision})",
         "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
         "operations (6 a parameter and token)",
         "memory": f"{held / 2**30:.2f} GiB of weights, gradients and optimizer state in each process, and activations",

@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+class ProcessLost(Exception):
+    """Another process of the same run is gone."""
+
+
 @contextmanager
 def on_stop_signals(handle: Callable[[int], None]) -> Iterator[None]:
     """Call `handle` on SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP; only the main thread can.

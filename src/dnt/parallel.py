@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 POLL = 0.5  # seconds
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket Timeout")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timeout")
 
 
 def shard(module: nn.Module, blocks: Any, mesh: Any) -> Any:
@@ -59,10 +59,9 @@ def divided_like(tensor: Tensor, example: Tensor) -> Tensor:
     return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
 
 
-def process_lost(error: RuntimeError) -> str | None:
-    """What an error of a collective operation says of a process that is gone; None if it says something else."""
-    said = next((words for words in LOST if words in str(error)), None)
-    return said or (type(error).__name__ if isinstance(error, torch.distributed.DistError) else None)
+def process_lost(error: RuntimeError) -> bool:
+    """Whether an error of a collective operation says that another process is gone."""
+    return any(words in str(error) for words in LOST)
 
 
 @contextmanager
@@ -79,10 +78,11 @@ def watched(children: list[subprocess.Popen[bytes]], message: Callable[[str], st
                 if child.poll():
                     end(f"process {rank} {describe_status(child.returncode)}")
             if not children and os.getppid() != parent:
-                end("process 0 is gone")
+                end("process 0 is gone", speaks=os.environ.get("LOCAL_RANK") == "1")
 
-    def end(what: str) -> None:
-        print(f"dnt: {message(what)}", file=sys.stderr, flush=True)
+    def end(what: str, speaks: bool = True) -> None:
+        if speaks:
+            print(f"dnt: {message(what)}", file=sys.stderr, flush=True)
         kill(children)
         os._exit(1)
 
@@ -92,6 +92,7 @@ def watched(children: list[subprocess.Popen[bytes]], message: Callable[[str], st
     except BaseException as error:
         if isinstance(error, RuntimeError) and process_lost(error):
             over.wait(6 * POLL)  # the thread sees it too, and says which
+        over.set()
         kill(children)
         raise
     finally:

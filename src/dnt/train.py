@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
 from dnt.data.text import check_outside
 from dnt.data.tokens import TextData, Windows, prepare
-from dnt.interrupt import stop_requested
+from dnt.interrupt import ProcessLost, stop_requested
 from dnt.machine import best_precision, can_compile, describe_machine, deterministic, peak_memory_bytes
 from dnt.nn.gpt import GPT
 from dnt.optim.factory import build_optimizer
@@ -34,6 +35,8 @@ from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model, write_weights
 
 LOG_EVERY = 10  # steps
+HELD_TOKENS = 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
+PATIENCE = 60  # seconds
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every precision it sets
 
 
@@ -41,7 +44,7 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
     """Train one model as the settings say: what `dnt train` does."""
     resume = settings.resume is not None
     if settings.resume is not None:
-        given = {name: getattr(settings, name) for name in HOW if getattr(settings, name)}
+        given = {name: getattr(settings, name) for name in HOW if getattr(settings, name) != getattr(FitSettings, name)}
         if settings != TrainSettings(resume=settings.resume, **given):
             raise ValueError(
                 f"--resume takes its settings from {settings.resume}/config.json; drop the other options "
@@ -106,8 +109,8 @@ def fit(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
-    check_devices(settings, precision)
-    check_batch(settings)
+    check_combination(settings, precision)
+    check_machine(settings, precision)
     run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     fabric = make_fabric(settings, precision)
     config = {
@@ -138,37 +141,48 @@ def fit(
                 print(announcement(config), file=sys.stderr, flush=True)
         fabric.barrier()
         torch.manual_seed(seed + fabric.global_rank)
-        loop = Loop(fabric, model, data, optimizer, run, settings, seed)
-        if resume:
-            loop.restore()
         show_here = progress and fabric.is_global_zero
-        with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, show_here) as show:
-            try:
+        try:
+            loop = Loop(fabric, model, data, optimizer, run, settings, seed)
+            if resume:
+                loop.restore()
+            with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, show_here) as show:
                 loop.run_to_end(stopping, show)
-            except torch.OutOfMemoryError as error:
-                raise MemoryError(f"{str(error).splitlines()[0]} {last_good(run)}.") from error
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"{str(error).splitlines()[0]} {last_good(run)}.") from error
+        finally:
+            model.recompute = False
     return run
 
 
-def check_devices(settings: FitSettings, precision: str) -> None:
-    """ValueError for what this machine has not, and for what cannot be combined."""
-    devices, cuda = settings.devices or 1, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if cuda and devices > cuda:
-        raise ValueError(f"devices is {devices}, but this machine has {cuda} GPUs; use --devices {cuda} or less.")
-    if precision == "16-mixed" and not cuda:
-        raise ValueError("16-mixed needs a GPU; on a CPU use --precision bf16-mixed or 32.")
+def check_combination(settings: FitSettings, precision: str) -> None:
+    """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
-
-
-def check_batch(settings: FitSettings) -> None:
-    """ValueError if a step's sequences cannot be divided evenly."""
     processes, accumulate = (settings.devices or 1) * (settings.nodes or 1), settings.accumulate or 1
     if settings.batch_size % (processes * accumulate):
         raise ValueError(
             f"batch_size is {settings.batch_size}, no multiple of {processes} processes x {accumulate} micro-batches; "
             f"use {-(-settings.batch_size // (processes * accumulate)) * processes * accumulate}, for example."
         )
+
+
+def check_machine(settings: FitSettings, precision: str) -> None:
+    """ValueError for what this machine has not, or was not started for."""
+    devices, nodes = settings.devices or 1, settings.nodes or 1
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus and devices > gpus:
+        raise ValueError(f"devices is {devices}, but this machine has {gpus} GPUs; use --devices {gpus} or less.")
+    if precision == "16-mixed" and not gpus:
+        raise ValueError("16-mixed needs a GPU; on a CPU use --precision bf16-mixed or 32.")
+    started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS")  # by torchrun, by srun
+    if started and int(started) != devices * nodes:
+        raise ValueError(
+            f"the launcher started {started} processes, but devices x nodes is {devices} x {nodes}; give --devices "
+            "(processes on each machine) and --nodes as they were given to it."
+        )
+    if nodes > 1 and not started:
+        raise ValueError(f"nodes is {nodes}: start it on each machine with torchrun or srun (docs/devices.md).")
 
 
 def make_fabric(settings: FitSettings, precision: str) -> Fabric:
@@ -205,15 +219,18 @@ def in_company(fabric: Fabric, run: Run) -> Iterator[None]:
         watch = watched(children, lambda what: f"{what}. {last_good(run)}. Go on: dnt train --resume {run.path}")
     try:
         with watch:
-            yield
-    except (FloatingPointError, KeyboardInterrupt) as error:
-        if fabric.is_global_zero:
-            raise
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+            try:
+                yield
+            except (FloatingPointError, KeyboardInterrupt, ValueError) as error:
+                if fabric.is_global_zero:
+                    raise
+                time.sleep(PATIENCE)  # until the first process has said it, and ends this one
+                raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
     except RuntimeError as error:
-        if not (lost := process_lost(error)):
+        if not process_lost(error):
             raise
-        raise ConnectionError(f"another process of this run is gone ({lost}). {last_good(run)}.") from None
+        said = str(error).splitlines()[0]
+        raise ProcessLost(f"another process of this run seems to be gone ({said}). {last_good(run)}.") from None
 
 
 @contextmanager
@@ -222,8 +239,6 @@ def writing(run: Run, fabric: Fabric) -> Iterator[None]:
     try:
         with run.locked() if fabric.is_global_zero else nullcontext():
             yield
-    except ConnectionError:
-        raise
     except OSError as error:
         raise OSError(
             f"cannot write into {run.path}: {error}. {last_good(run)}. "
@@ -259,6 +274,9 @@ class Loop:
         self.settings, self.seed = settings, seed
         self.accumulate = settings.accumulate or 1
         self.several = fabric.world_size > 1
+        self.sharded = settings.strategy == "fsdp"
+        # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
+        self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         most = settings.eval_tokens or None
         self.held_out = {
@@ -295,9 +313,17 @@ class Loop:
             self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64, device=self.fabric.device), reduce_op=how)
         )
 
+    def any_asks(self, here: bool) -> bool:
+        """Whether any process asks for something; the same answer in all."""
+        if not self.several:
+            return here
+        asked = torch.tensor(here, dtype=torch.int32)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.council)
+        return bool(asked)
+
     def restore(self) -> None:
         """Continue from the last checkpoint; nothing if there is none."""
-        found = self.run.last_checkpoint()
+        found = self.fabric.broadcast(self.run.last_checkpoint())  # all from the same, whatever each sees
         if not found:
             return
         state = read_state(found[1], self.fabric.global_rank, self.model, self.optimizer)
@@ -347,16 +373,14 @@ class Loop:
         self.model.train()
         while self.step < steps:
             self.train_step()
-            stop = not self.several and stopping() and self.step < steps
+            stop = self.any_asks(stopping()) and self.step < steps
             evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
             checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
             if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
                 show(self.step, *self.log_recent())
-                if self.several and self.step < steps:  # all stop after the same step
-                    stop = bool(self.over_all(float(stopping()), "max"))
             if evaluate:
                 self.record(self.evaluation())
-            if checkpoint or stop:
+            if checkpoint:
                 self.checkpoint()
             if stop:
                 raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
@@ -364,6 +388,12 @@ class Loop:
         validation = self.evaluation()
         self.record(gradients, validation, self.result(validation["validation"]))
         self.fabric.barrier()
+
+    def no_sync(self, enabled: bool) -> Any:
+        """Whether gradients stay where they are computed: those of all micro-batches but the last do."""
+        if not (self.several or self.sharded):
+            return nullcontext()
+        return self.fabric.no_backward_sync(self.objective, enabled=enabled)  # fsdp: False must be said each time
 
     def train_step(self) -> None:
         """One update on the batch of this step."""
@@ -379,8 +409,7 @@ class Loop:
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
-            hold = self.fabric.no_backward_sync(self.objective, enabled=not last) if self.several else nullcontext()
-            with hold:
+            with self.no_sync(not last):
                 loss = self.objective(*self.fabric.to_device([t[i :: self.accumulate] for t in mine]))
                 self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
@@ -401,8 +430,8 @@ class Loop:
         losses, norms = means.tolist(), torch.stack([norm for _, norm in self.recent]).tolist()  # waits for a GPU
         seconds = time.perf_counter() - self.recent_from
         self.elapsed += seconds
-        if self.settings.precision == "16-mixed":  # the GradScaler skips a step that overflows, and scales less
-            norms = [norm if math.isfinite(norm) else 0.0 for norm in norms]
+        if self.settings.precision == "16-mixed":
+            norms = self.without_skipped(norms)
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=self.step - len(losses) + 1):
             if not math.isfinite(loss + norm):
                 self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
@@ -422,6 +451,12 @@ class Loop:
         self.recent, self.untimed = [], 0
         return row["loss"], row["tokens_per_s"]
 
+    def without_skipped(self, norms: list[float]) -> list[float]:
+        """Zero where a gradient overflowed: the GradScaler skips such a step and scales less, until after a few."""
+        if len(norms) == LOG_EVERY and not any(map(math.isfinite, norms)):
+            self.diverge(self.step, f"the gradient overflowed in {LOG_EVERY} steps on end")
+        return [norm if math.isfinite(norm) else 0.0 for norm in norms]
+
     def diverge(self, step: int, what: str) -> NoReturn:
         self.record({"event": "diverged", "step": step, "what": what})
         raise FloatingPointError(
@@ -439,9 +474,10 @@ class Loop:
         """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
         self.model.eval()
         rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
+        rows = max(1, min(rows, HELD_TOKENS // self.data.context))
         batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
-        if self.settings.strategy == "fsdp":  # whose gradients are nowhere else
-            with self.fabric.no_backward_sync(self.objective, enabled=False):
+        if self.sharded:  # its gradients are nowhere else
+            with self.no_sync(False):
                 self.objective.module(*batch).backward()
             counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
             self.optimizer.zero_grad()
@@ -478,6 +514,9 @@ class Loop:
 
     def result(self, validation: float) -> dict[str, Any]:
         """What the run reached and what it cost."""
+        test, memory = self.evaluate(self.held_out["test"]), self.most_memory()
+        if not self.fabric.is_global_zero:
+            return {}
         rows = self.run.rows("train")
         states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         rates = sorted(row["tokens_per_s"] for row in rows if row["tokens_per_s"]) or [0.0]
@@ -485,13 +524,13 @@ class Loop:
             "event": "end",
             "step": self.step,
             "validation": validation,
-            "test": self.evaluate(self.held_out["test"]),
+            "test": test,
             "train_seconds": self.elapsed,
             "tokens_per_s": rates[len(rates) // 2],
             "clipped_share": sum(row["clipped"] for row in rows) / sum(row["count"] for row in rows),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "state_bytes": sum(v.numel() * v.element_size() for v in states),
-            "peak_memory_bytes": self.most_memory(),
+            "peak_memory_bytes": memory,
         }
 
 

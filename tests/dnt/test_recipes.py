@@ -85,3 +85,19 @@ def test_an_unknown_recipe_and_an_unknown_vocabulary_are_named(workplace, capfd)
     line = complaint(capfd, "train", "--tokenizer", "char", "--dry-run")
     assert "how many characters there are depends on the data" in line
     assert with_recipe(["sample", "run"]) == ["sample", "run"]
+
+
+def test_a_recipe_may_stand_anywhere_and_other_options_win():
+    first = with_recipe(["train", "--recipe", "owt-124m-dnt-msgdw", "--lr", "0.3"])
+    assert first == with_recipe(["train", "--lr", "0.3", "--recipe=owt-124m-dnt-msgdw"])
+    assert first[-2:] == ["--lr", "0.3"] and first[0] == "train"
+
+
+def test_a_dry_run_refuses_what_the_run_would(workplace, capfd):
+    refused = {
+        "batch_size is 480, no multiple of 7 processes": ["--devices", "7"],
+        "16-mixed does not go with fsdp": ["--precision", "16-mixed", "--strategy", "fsdp"],
+        "--dry-run says what a new run would be": ["--resume", "run"],
+    }
+    for message, options in refused.items():
+        assert message in complaint(capfd, "train", "--recipe", "owt-124m-dnt-msgdw", "--dry-run", *options)

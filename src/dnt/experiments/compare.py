@@ -17,7 +17,7 @@ from dnt.listing import definitions
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
 from dnt.runs import Run
-from dnt.settings import CompareSettings, Recipe, TrainSettings
+from dnt.settings import HOW, CompareSettings, Recipe, TrainSettings
 
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md).
 LEARNING_RATES = {"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2]}
@@ -115,7 +115,7 @@ def check_same(folder: Path, settings: CompareSettings, data: dict[str, Any]) ->
         asked = config.get("settings") or {}
         for name, now in (*recipe.items(), ("sha256", data["sha256"])):
             before = config["data"]["sha256"] if name == "sha256" else asked.get(name)
-            if name != "precision" and before != now:
+            if name not in ("precision", *HOW) and before != now:
                 raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
         precision = config["training"]["precision"]
         if settings.precision not in ("auto", precision):
@@ -132,7 +132,8 @@ def run_cell(folder: Path, cell: TrainSettings, label: str) -> None:
         return
     command = [sys.executable, "-m", "dnt", "train"]
     if (run.path / "config.json").exists():
-        command += ["--resume", str(run.path)]
+        how = {name: getattr(cell, name) for name in HOW}
+        command += TrainSettings(resume=str(run.path), **how).flags()
     else:
         command += [*cell.flags(), "--out", str(run.path)]
     print(f"{label} {name_of(cell)}", file=sys.stderr, flush=True)
