@@ -211,10 +211,8 @@ def in_company(fabric: Fabric, run: Run) -> Iterator[None]:
         yield
         return
     strategy: Any = fabric.strategy
-    watch: Any = nullcontext()
-    if isinstance(
-        strategy.cluster_environment, LightningEnvironment
-    ):  # else torchrun or SLURM started all, and ends all
+    watch: Any = nullcontext()  # what torchrun or SLURM started, they end
+    if isinstance(strategy.cluster_environment, LightningEnvironment):
         children = list(strategy.launcher.procs) if strategy.launcher else []
         watch = watched(children, lambda what: f"{what}. {last_good(run)}. Go on: dnt train --resume {run.path}")
     try:
