@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,12 @@ class GPT(nn.Module):
         chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
         total = sum(checkpoint(self.cross_entropy, *chunk, "sum", use_reentrant=False) for chunk in chunks)
         return total / (targets_N >= 0).sum()
+
+    measures: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def measure(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """What an evaluation reports, means over the targets, by the names in `measures`; (1,) tensor."""
+        return self.loss(tokens_BT, targets_BT)[None]
 
     def cross_entropy(self, hidden_ND: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
         """Of the head's predictions, at least in float32."""
