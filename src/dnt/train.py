@@ -146,7 +146,11 @@ def fit(
             loop = Loop(fabric, model, data, optimizer, run, settings, seed)
             if resume:
                 loop.restore()
-            with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, show_here) as show:
+            with (
+                loop.board,
+                stop_requested() as stopping,
+                progress_bar(run, settings.steps, data.unit, show_here) as show,
+            ):
                 loop.run_to_end(stopping, show)
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"{str(error).splitlines()[0]} {last_good(run)}.") from error
