@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.nn.init import initialize
-from dnt.nn.layers import MLP, Attention, Block, DropPath, KeyValueCache, rotation
+from dnt.nn.layers import KeyValueCache, rotation, stack
 from dnt.nn.norms import NORMS
 from dnt.nn.placement import placement_named
 
@@ -36,24 +36,7 @@ class GPT(nn.Module):
             self.positions = nn.Embedding(config.context, config.dim)
         self.input_norm = norm(config.dim) if placement.input else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                placement,
-                norm,
-                config.dim,
-                Attention(
-                    config.dim,
-                    config.heads,
-                    config.kv_heads or config.heads,
-                    norm if placement.qk else None,
-                    config.bias,
-                    config.dropout,
-                ),
-                MLP(config.dim, config.hidden, config.activation, config.bias),
-                nn.Sequential(nn.Dropout(config.dropout), DropPath(config.drop_path * i / max(1, config.depth - 1))),
-            )
-            for i in range(config.depth)
-        )
+        self.blocks = stack(config, norm, causal=True)
         self.final_norm = norm(config.dim) if placement.final else nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
