@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dnt import analysis as analysis
+    from dnt.data.augment import AUGMENTATIONS as AUGMENTATIONS
+    from dnt.data.augment import Augment as Augment
+    from dnt.data.images import prepare_images as prepare_images
     from dnt.data.tokens import prepare as prepare
     from dnt.experiments.compare import compare as compare
     from dnt.interchange.gpt2 import load_gpt2 as load_gpt2
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "AUGMENTATIONS": "dnt.data.augment",
+    "Augment": "dnt.data.augment",
     "DNTConfig": "dnt.interchange.huggingface",
     "DNTForCausalLM": "dnt.interchange.huggingface",
     "GPT": "dnt.nn.gpt",
@@ -65,6 +70,7 @@ PUBLIC = {
     "load_timm": "dnt.interchange.timm",
     "param_groups": "dnt.optim.groups",
     "prepare": "dnt.data.tokens",
+    "prepare_images": "dnt.data.images",
     "sample": "dnt.sampling",
     "save": "dnt.weights",
     "save_gpt2": "dnt.interchange.gpt2",

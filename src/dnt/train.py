@@ -21,11 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
+from dnt.data.images import ImageData, prepare_images
 from dnt.data.text import check_outside
 from dnt.data.tokens import TextData, prepare
 from dnt.interrupt import ProcessLost, stop_requested
 from dnt.machine import best_precision, can_compile, describe_machine, deterministic, peak_memory_bytes
+from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
+from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, process_lost, rebound, shard, watched, whole
@@ -51,11 +54,10 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
                 f"(but --{', --'.join(HOW)})."
             )
         settings = replace(stored_settings(Run(Path(settings.resume))), **given)
-    context = settings.model_config(vocab_size=1, placement=settings.placement).context
     check_outside(settings.data, settings.out or "runs")
-    data = prepare(settings.data, settings.tokenizer, context, progress, settings.column)
+    data, config = data_and_config(settings, progress)
     torch.manual_seed(settings.seed)
-    model = GPT(settings.model_config(data.vocab_size, settings.placement))
+    model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
     return fit(
         model,
         data,
@@ -67,6 +69,18 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
         made_by=settings.as_json(),
         **{field.name: getattr(settings, field.name) for field in fields(FitSettings)},
     )
+
+
+def data_and_config(settings: TrainSettings, progress: bool) -> tuple[TextData | ImageData, GPTConfig | ViTConfig]:
+    """What is read, and the model that fits it."""
+    if settings.reads_images:
+        settings.model_config(settings.placement)  # names what is wrong before any image is read
+        images = prepare_images(settings.data, settings.image_size, settings.augment, progress=progress)
+        of_data = {"classes": images.classes, "channels": images.channels, "image_size": images.image_size}
+        return images, settings.model_config(settings.placement, **of_data)
+    context = settings.model_config(settings.placement, vocab_size=1).context  # type: ignore[union-attr]
+    text = prepare(settings.data, settings.tokenizer, context, progress, settings.column)
+    return text, settings.model_config(settings.placement, vocab_size=text.vocab_size)
 
 
 def stored_settings(run: Run) -> TrainSettings:
@@ -82,8 +96,8 @@ def stored_settings(run: Run) -> TrainSettings:
 
 
 def fit(
-    model: GPT,
-    data: TextData,
+    model: GPT | ViT,
+    data: TextData | ImageData,
     optimizer: torch.optim.Optimizer,
     *,
     seed: int = 0,
@@ -136,7 +150,7 @@ def fit(
                 found = run.last_checkpoint()
                 run.rewind_log(found[0] if found else -1)
             else:
-                run.start(config, data.tokenizer.describe())
+                run.start(config, data.tokenizer.describe() if data.tokenizer else None)
             if progress:
                 print(announcement(config), file=sys.stderr, flush=True)
         fabric.barrier()
@@ -251,7 +265,7 @@ def writing(run: Run, fabric: Fabric) -> Iterator[None]:
 class Objective(nn.Module):
     """model.loss as a forward pass, since Fabric applies precision (and DDP its hooks) to forward alone."""
 
-    def __init__(self, model: GPT):
+    def __init__(self, model: GPT | ViT):
         super().__init__()
         self.model = model
 
@@ -265,8 +279,8 @@ class Loop:
     def __init__(
         self,
         fabric: Any,
-        model: GPT,
-        data: TextData,
+        model: GPT | ViT,
+        data: Any,
         optimizer: Any,
         run: Run,
         settings: FitSettings,
@@ -496,8 +510,7 @@ class Loop:
         self.model.eval()
         rank, processes = self.fabric.global_rank, self.fabric.world_size
         totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
-        for batch in split.whole(self.settings.batch_size // self.accumulate):
-            x, y = (t[rank::processes] for t in batch)
+        for x, y in split.whole(self.settings.batch_size // self.accumulate, slice(rank, None, processes)):
             targets = int((y >= 0).sum())
             means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
             totals += means * targets if targets else 0.0  # rows of padding alone have no mean
@@ -540,20 +553,28 @@ class Loop:
         }
 
 
-def check_match(model: GPT, data: TextData, optimizer: torch.optim.Optimizer) -> None:
+def check_match(model: GPT | ViT, data: TextData | ImageData, optimizer: torch.optim.Optimizer) -> None:
     """ValueError if the model cannot read the data, or the optimizer is another model's."""
     own = set(model.parameters())
     if not all(p in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("the optimizer holds parameters that are not this model's; build it from the model you pass.")
-    if model.config.vocab_size < data.vocab_size:
-        raise ValueError(
-            f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
-            f"build the model with vocab_size={data.vocab_size} or more."
-        )
-    if model.config.context != data.context:
-        raise ValueError(
-            f"the model's context is {model.config.context}, the data was prepared for {data.context}; make them equal."
-        )
+    if isinstance(model, ViT) and isinstance(data, ImageData):
+        for name in ("classes", "channels", "image_size"):
+            if (wants := getattr(model.config, name)) != (has := getattr(data, name)):
+                raise ValueError(f"{name} is {wants} in the model and {has} in the data; make them equal.")
+    elif isinstance(model, GPT) and isinstance(data, TextData):
+        if model.config.vocab_size < data.vocab_size:
+            raise ValueError(
+                f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
+                f"build the model with vocab_size={data.vocab_size} or more."
+            )
+        if model.config.context != data.context:
+            raise ValueError(
+                f"the model's context is {model.config.context}, the data was prepared for {data.context}; "
+                "make them equal."
+            )
+    else:
+        raise ValueError(f"a {type(model).__name__} does not read {data.unit}; a GPT reads tokens, a ViT images.")
 
 
 def named(split: str, found: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ def test_there_is_a_recipe_for_every_run_of_the_paper_and_both_readings_of_its_r
     assert len(RECIPES) == 3 * 2 * 3
     for name, recipe in RECIPES.items():
         _, size, rest = name.split("-", 2)
-        config = recipe.model_config(50257, recipe.placement)
+        config = recipe.model_config(recipe.placement, vocab_size=50257)
         assert (config.depth, config.dim, config.heads) == shapes[size] and config.vocab_size == 50304
         assert rest.startswith(recipe.placement) and recipe.optimizer in rest
         rates = {"adamw": 6e-4, "msgdw": 1.0, "averaged": 0.1}

@@ -59,8 +59,11 @@ class Windows:
         """The first so many targets alone; all if 0."""
         return replace(self, tokens=self.tokens[: (targets and targets + 1) or None])
 
-    def whole(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The stream once, every target exactly once, in batches (B, T) of one shape; padding has target -1."""
+    def whole(self, batch_size: int, rows: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """The stream once, every target exactly once, in batches (B, T) of one shape, of which `rows` are given.
+
+        Padding has target -1.
+        """
         targets = len(self.tokens) - 1
         per_batch = batch_size * self.context
         for start in range(0, targets, per_batch):
@@ -68,8 +71,8 @@ class Windows:
             x, y = np.zeros(per_batch, np.int64), np.full(per_batch, -1, np.int64)
             x[: len(part) - 1], y[: len(part) - 1] = part[:-1], part[1:]
             yield (
-                torch.from_numpy(x.reshape(batch_size, self.context)),
-                torch.from_numpy(y.reshape(batch_size, self.context)),
+                torch.from_numpy(x.reshape(batch_size, self.context)[rows]),
+                torch.from_numpy(y.reshape(batch_size, self.context)[rows]),
             )
 
 

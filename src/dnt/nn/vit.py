@@ -2,7 +2,7 @@
 # B batch, C channels, S the axes of an image (H W, or D H W), T tokens, D width
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,18 @@ class ViT(nn.Module):
             else:
                 x_BTD = block(x_BTD)
         return self.final_norm(x_BTD)
+
+    measures: ClassVar[tuple[str, ...]] = ("loss", "top1", "top5")
+
+    def measure(self, images_BCS: Tensor, labels_B: Tensor) -> Tensor:
+        """What an evaluation reports, means over the labels that are not -1, by the names in `measures`; (3,) tensor.
+
+        top1, top5: the share of labels that have the highest score, or one of the five highest.
+        """
+        scores = self(images_BCS)[labels_B >= 0].to(torch.float32)
+        labels = labels_B[labels_B >= 0]
+        best = scores.topk(min(5, scores.shape[-1])).indices == labels[:, None]
+        return torch.stack([F.cross_entropy(scores, labels), best[:, 0].float().mean(), best.any(-1).float().mean()])
 
     def loss(self, images_BCS: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats, at least in float32; () tensor.
