@@ -130,11 +130,15 @@ class Recipe(FitSettings):
         for name in OF_TEXT if self.reads_images else OF_IMAGES:
             if getattr(self, name) != getattr(Recipe, name):
                 reads = "images" if self.reads_images else "text"
-                raise ValueError(f"--{name.replace('_', '-')} says nothing to {self.model}, which reads {reads}; drop it.")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} says nothing to {self.model}, which reads {reads}; drop it."
+                )
         if self.vocab_multiple < 1:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1.")
         if "vocab_size" in of_data:
             of_data["vocab_size"] = -(-of_data["vocab_size"] // self.vocab_multiple) * self.vocab_multiple
+        if isinstance(size, ViTConfig):  # until the data says more: one patch
+            of_data = {"image_size": self.patch_size or size.patch_size} | of_data
         known = {field.name for field in fields(size)} & {field.name for field in fields(Recipe)} - {"image_size"}
         given = {name: getattr(self, name) for name in known if name not in SHAPE or getattr(self, name) is not None}
         return replace(size, **given, **of_data, placement=placement)
