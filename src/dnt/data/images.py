@@ -6,8 +6,8 @@ Every image is decoded once when it is prepared, so that a broken one is known b
     <cache>/images/<key>/images.bin  (C, H, W) uint8 pixels if all images have one size and few, else the encoded images
     <cache>/images/<key>/meta.json   classes, channels, mean, deviation, broken images, sha256; written last
 
-The files are memory-mapped: memory does not grow with their size. The key is a hash of the files' state, the columns and
-the channels.
+The files are memory-mapped: memory does not grow with their size. The key is a hash of the files' state, the columns
+and the channels.
 """
 # B batch, N classes, C channels, H height, W width, S image size (H = W = S)
 
@@ -111,8 +111,8 @@ class Images:
     def batch(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The asked rows of the global batch of one training step; no other image than these and partners is read.
 
-        Returns images (b, C, S, S) float32, normalized, and labels, (b,) int64, or (b, N) float32 where the augmentation
-        mixes or smooths them. Not for several threads at once: augmentation borrows torch's global generator.
+        Returns images (b, C, S, S) float32, normalized, and labels, (b,) int64, or (b, N) float32 where the
+        augmentation mixes or smooths them. Not for several threads at once: augmentation borrows torch's global generator.
         """
         asked = np.arange(batch_size)[rows]
         mix = Mix(self.augment, self.size, seed, step) if self.augment.mixes else None
@@ -225,10 +225,11 @@ def prepare_images(
 ) -> ImageData:
     """Images ready to train on, from the cache ($DNT_CACHE, else ~/.cache/dnt) if they were prepared before.
 
-    name: see dnt.data.pictures; image_size: side in pixels, by default that of the images if all have one; augment: a row
-    of AUGMENTATIONS, or one's own; channels: 1 or 3, by default those of the first image; normalization: "train" (of
-    training images) or "imagenet"; image, label: columns of parquet; most_broken: the share of images that may be
-    left out since they cannot be decoded or have no label. ValueError in one line for what cannot be used.
+    name: see dnt.data.pictures; image_size: side in pixels, by default that of the images if all have one; augment: a
+    row of AUGMENTATIONS, or one's own; channels: 1 or 3, by default those of the first image; normalization: "train"
+    (mean and deviation of training images) or "imagenet"; image, label: columns of parquet; most_broken: the share of
+    images that may be left out since they cannot be decoded or have no label. ValueError in one line for what cannot
+    be used.
     """
     chosen = lookup(AUGMENTATIONS, augment, "augmentation") if isinstance(augment, str) else augment
     if channels not in (None, 1, 3):
@@ -274,8 +275,8 @@ def check_broken(name: str, broken: list[dict[str, str]], total: int, most: floa
     if len(broken) > most * total:
         first = broken[0]
         raise ValueError(
-            f"{name!r} has {len(broken)} broken images of {total}, more than {100 * most:g}%; the first is {first['name']} "
-            f"({first['reason']}). Repair or remove them, or allow more with most_broken=."
+            f"{name!r} has {len(broken)} broken images of {total}, more than {100 * most:g}%; the first is "
+            f"{first['name']} ({first['reason']}). Repair or remove them, or allow more with most_broken=."
         )
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from dnt.data import hub
 from dnt.data.archives import ARCHIVES, unpacked
-from dnt.data.pieces import SPLITS, check_column, open_binary, readable
+from dnt.data.pieces import SPLITS, open_binary, readable
 from dnt.data.sources import (
     SPLIT_NAMES,
     Source,
