@@ -66,7 +66,7 @@ class Stored:
         data = self.content[start : start + size]
         if self.meta["decoded"]:
             return torch.from_numpy(np.array(data).reshape(self.meta["channels"], *self.meta["size"]))
-        return torch.from_numpy(np.ascontiguousarray(decode(data.tobytes(), self.meta["channels"])))
+        return torch.from_numpy(np.array(decode(data.tobytes(), self.meta["channels"])))
 
     def images(self, indices: np.ndarray) -> list[Tensor]:
         """Decoded by several threads, where there is something to decode."""
@@ -112,7 +112,7 @@ class Images:
         """The asked rows of the global batch of one training step; no other image than these and partners is read.
 
         Returns images (b, C, S, S) float32, normalized, and labels, (b,) int64, or (b, N) float32 where the
-        augmentation mixes or smooths them. Not for several threads at once: augmentation borrows torch's global generator.
+        augmentation mixes or smooths them. Not for several threads at once: it borrows torch's global generator.
         """
         asked = np.arange(batch_size)[rows]
         mix = Mix(self.augment, self.size, seed, step) if self.augment.mixes else None

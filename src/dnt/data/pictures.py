@@ -182,8 +182,9 @@ class Pictures:
                 yield from self.parquet_images(file)
 
     def called(self, file: str) -> str:
-        """The path in the root; of a remote file its name."""
-        return Path(file).name if "://" in file else Path(file).relative_to(self.root).as_posix()
+        """The path in the root; of a remote file its name alone."""
+        path = Path(file)
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     def folder_labels(self) -> Labels:
         depth = self.source.state.startswith("splits ")
@@ -204,7 +205,8 @@ class Pictures:
                 wrong = next((v for v in values if v is not None and type(v) not in (int, str)), None)
                 if wrong is not None:
                     raise ValueError(
-                        f"{location}: column {column!r} holds {str(wrong)[:40]!r}, no number or name of a class; choose another with label=."
+                        f"{location}: column {column!r} holds {str(wrong)[:40]!r}, no number or name of a class; "
+                        "choose another with label=."
                     )
                 names = names or class_names(schema.metadata, column)
                 found.setdefault(split, []).append(values)

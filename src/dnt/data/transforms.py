@@ -36,7 +36,7 @@ def seed_of(seed: int, sample: int, stream: int) -> int:
 
 
 def centered(image: Tensor, size: int, center: float) -> Tensor:
-    """(C, H, W) uint8 -> (C, S, S): a central square of `center` of the shorter side; the whole, if it has that size."""
+    """(C, H, W) uint8 -> (C, S, S): a central square of `center` of the shorter side; all, if that is its size."""
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image
