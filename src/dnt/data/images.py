@@ -30,7 +30,7 @@ from dnt.data.pictures import Encoded, Pictures, decode, divided, find_pictures,
 from dnt.data.pieces import SPLITS
 from dnt.data.sources import cache_root
 from dnt.data.text import MOST_THREADS, cores, progress_bar
-from dnt.data.transforms import Augmented, Mix, centered, soft_labels
+from dnt.data.transforms import Augmented, Mix, all_centered, own_randomness, soft_labels
 from dnt.extras import extra
 from dnt.files import atomic_write, exclusive, read_json, write_json
 from dnt.lookup import lookup
@@ -39,6 +39,7 @@ FORMAT = 1  # part of the cache key; raise it when what this file writes changes
 DECODED = 1 << 30  # bytes of pixels up to which images of one size are kept decoded
 STATISTICS = 5000  # training images that mean and deviation are taken from
 LOOKED_AT = 256  # encoded images in memory at a time, while they are prepared
+# `start` and `size` are in the encoded bytes; the pixels of decoded images lie in the order of the rows
 ROW = np.dtype([("start", "<i8"), ("size", "<i8"), ("label", "<i4"), ("split", "u1"), ("key", "<u8")])
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet-1k, RGB, as timm has them
 NORMALIZATIONS = ("train", "imagenet")
@@ -58,20 +59,22 @@ class Stored:
 
     @cached_property
     def content(self) -> np.ndarray:
-        return np.memmap(self.folder / "images.bin", np.uint8, mode="r")
+        """(bytes,) uint8 of encoded images, or (images, C, H, W) uint8."""
+        content = np.memmap(self.folder / "images.bin", np.uint8, mode="r").view(np.ndarray)
+        return content.reshape(-1, self.meta["channels"], *self.meta["size"]) if self.meta["decoded"] else content
 
     def image(self, i: int) -> Tensor:
         """(C, H, W) uint8."""
+        if self.meta["decoded"]:
+            return torch.from_numpy(self.content[i].copy())
         start, size = int(self.table["start"][i]), int(self.table["size"][i])
         data = self.content[start : start + size]
-        if self.meta["decoded"]:
-            return torch.from_numpy(np.array(data).reshape(self.meta["channels"], *self.meta["size"]))
         return torch.from_numpy(np.array(decode(data.tobytes(), self.meta["channels"])))
 
-    def images(self, indices: np.ndarray) -> list[Tensor]:
-        """Decoded by several threads, where there is something to decode."""
-        if self.meta["decoded"] or len(indices) < 2:
-            return [self.image(int(i)) for i in indices]
+    def images(self, indices: np.ndarray) -> Tensor | list[Tensor]:
+        """(b, C, H, W) uint8; encoded images, which may differ in size, one by one, decoded by several threads."""
+        if self.meta["decoded"]:
+            return torch.from_numpy(self.content[indices])
         with ThreadPoolExecutor(min(MOST_THREADS, cores())) as pool:
             return list(pool.map(self.image, indices.tolist()))
 
@@ -120,8 +123,9 @@ class Images:
         needed = np.union1d(asked, partners)
         samples = step * batch_size + needed
         members = self.members(samples, seed)
-        raw = self.augmented.before(self.stored.images(self.indices[members]), seed, samples)
-        images = self.augmented.after(self.normalized(raw), seed, samples)
+        with own_randomness():
+            raw = self.augmented.before(self.stored.images(self.indices[members]), seed, samples)
+            images = self.augmented.after(self.normalized(raw), seed, samples)
         labels = self.labels[members]
         if mix or self.augment.smoothing:
             labels = soft_labels(labels, self.classes, self.augment.smoothing)
@@ -142,8 +146,7 @@ class Images:
             labels = torch.full((len(asked),), -1)
             if len(there):
                 found = self.stored.images(self.indices[there])
-                seen = torch.stack([centered(image, self.size, self.augment.center) for image in found])
-                images[: len(there)] = self.normalized(seen)
+                images[: len(there)] = self.normalized(all_centered(found, self.size, self.augment.center))
                 labels[: len(there)] = self.labels[torch.from_numpy(there)]
             yield images, labels
 
@@ -331,7 +334,6 @@ def write_images(
         with atomic_write(folder / "images.bin") as out:
             for row in table:
                 pixels = decode(content[row["start"] : row["start"] + row["size"]].tobytes(), channels)
-                row["start"], row["size"] = out.tell(), pixels.size
                 out.write(pixels.tobytes())
         encoded.unlink()
         meta["decoded"] = True

@@ -160,13 +160,13 @@ class Pictures:
         """Read without any image; a split without a single label (a hidden test) is left out."""
         reader = {"digits": digit_labels, "folder": self.folder_labels, "parquet": self.parquet_labels}
         found = reader[self.source.format]()
-        of = {split: labels for split, labels in found.of.items() if (labels >= 0).any()}
+        of = {split: found.of[split] for split in SPLITS if split in found.of and (found.of[split] >= 0).any()}
         if "train" not in of:
             raise ValueError("no image to train on has a label.")
         return Labels(found.classes, of)
 
     def read(self, labels: Labels) -> Iterator[Encoded]:
-        """Every image of the splits that have labels, in order."""
+        """Every image of the splits that have labels, train first."""
         for split, numbers in labels.of.items():
             for number, (name, data) in zip(numbers, self.images(split), strict=True):
                 yield Encoded(split, name, int(number), data)
