@@ -123,16 +123,16 @@ class Images:
         needed = np.union1d(asked, partners)
         samples = step * batch_size + needed
         members = self.members(samples, seed)
-        with own_randomness():
-            raw = self.augmented.before(self.stored.images(self.indices[members]), seed, samples)
-            images = self.augmented.after(self.normalized(raw), seed, samples)
-        labels = self.labels[members]
+        raw, labels = self.stored.images(self.indices[members]), self.labels[torch.from_numpy(members)]
+        own, other = (torch.from_numpy(np.searchsorted(needed, these)) for these in (asked, partners))
         if mix or self.augment.smoothing:
             labels = soft_labels(labels, self.classes, self.augment.smoothing)
-        own, other = (torch.from_numpy(np.searchsorted(needed, these)) for these in (asked, partners))
-        if not mix:
-            return images[own], labels[own]
-        return mix.images(images[own], images[other]), mix.labels(labels[own], labels[other])
+        with own_randomness():
+            images = self.normalized(self.augmented.before(raw, seed, samples))
+            images = self.augmented.after(images, seed, samples)
+            if not mix:
+                return images[own], labels[own]
+            return mix.images(images[own], images[other]), mix.labels(labels[own], labels[other])
 
     def whole(self, batch_size: int, rows: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented, in batches of one shape, of which the asked rows are given.
