@@ -6,8 +6,8 @@ Every image is decoded once when it is prepared, so that a broken one is known b
     <cache>/images/<key>/images.bin  (C, H, W) uint8 pixels if all images have one size and few, else the encoded images
     <cache>/images/<key>/meta.json   classes, channels, mean, deviation, broken images, sha256; written last
 
-The files are memory-mapped: memory does not grow with their size. The key is a hash of the files' state, the columns and
-the channels.
+The files are memory-mapped: memory does not grow with their size. The key is a hash of the files' state, the columns
+and the channels.
 """
 # B batch, N classes, C channels, H height, W width, S image size (H = W = S)
 
@@ -30,7 +30,7 @@ from dnt.data.pictures import Encoded, Pictures, decode, divided, find_pictures,
 from dnt.data.pieces import SPLITS
 from dnt.data.sources import cache_root
 from dnt.data.text import MOST_THREADS, cores, progress_bar
-from dnt.data.transforms import Augmented, Mix, centered, soft_labels
+from dnt.data.transforms import Augmented, Mix, all_centered, own_randomness, soft_labels
 from dnt.extras import extra
 from dnt.files import atomic_write, exclusive, read_json, write_json
 from dnt.lookup import lookup
@@ -39,6 +39,7 @@ FORMAT = 1  # part of the cache key; raise it when what this file writes changes
 DECODED = 1 << 30  # bytes of pixels up to which images of one size are kept decoded
 STATISTICS = 5000  # training images that mean and deviation are taken from
 LOOKED_AT = 256  # encoded images in memory at a time, while they are prepared
+# `start` and `size` are in the encoded bytes; the pixels of decoded images lie in the order of the rows
 ROW = np.dtype([("start", "<i8"), ("size", "<i8"), ("label", "<i4"), ("split", "u1"), ("key", "<u8")])
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of ImageNet-1k, RGB, as timm has them
 NORMALIZATIONS = ("train", "imagenet")
@@ -58,20 +59,22 @@ class Stored:
 
     @cached_property
     def content(self) -> np.ndarray:
-        return np.memmap(self.folder / "images.bin", np.uint8, mode="r")
+        """(bytes,) uint8 of encoded images, or (images, C, H, W) uint8."""
+        content = np.memmap(self.folder / "images.bin", np.uint8, mode="r").view(np.ndarray)
+        return content.reshape(-1, self.meta["channels"], *self.meta["size"]) if self.meta["decoded"] else content
 
     def image(self, i: int) -> Tensor:
         """(C, H, W) uint8."""
+        if self.meta["decoded"]:
+            return torch.from_numpy(self.content[i].copy())
         start, size = int(self.table["start"][i]), int(self.table["size"][i])
         data = self.content[start : start + size]
-        if self.meta["decoded"]:
-            return torch.from_numpy(np.array(data).reshape(self.meta["channels"], *self.meta["size"]))
-        return torch.from_numpy(np.ascontiguousarray(decode(data.tobytes(), self.meta["channels"])))
+        return torch.from_numpy(np.array(decode(data.tobytes(), self.meta["channels"])))
 
-    def images(self, indices: np.ndarray) -> list[Tensor]:
-        """Decoded by several threads, where there is something to decode."""
-        if self.meta["decoded"] or len(indices) < 2:
-            return [self.image(int(i)) for i in indices]
+    def images(self, indices: np.ndarray) -> Tensor | list[Tensor]:
+        """(b, C, H, W) uint8; encoded images, which may differ in size, one by one, decoded by several threads."""
+        if self.meta["decoded"]:
+            return torch.from_numpy(self.content[indices])
         with ThreadPoolExecutor(min(MOST_THREADS, cores())) as pool:
             return list(pool.map(self.image, indices.tolist()))
 
@@ -115,8 +118,8 @@ class Images:
     def batch(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The asked rows of the global batch of one training step; no other image than these and partners is read.
 
-        Returns images (b, C, S, S) float32, normalized, and labels, (b,) int64, or (b, N) float32 where the augmentation
-        mixes or smooths them. Not for several threads at once: augmentation borrows torch's global generator.
+        Returns images (b, C, S, S) float32, normalized, and labels, (b,) int64, or (b, N) float32 where the
+        augmentation mixes or smooths them. Not for several threads at once: it borrows torch's global generator.
         """
         asked = np.arange(batch_size)[rows]
         mix = Mix(self.augment, self.size, seed, step) if self.augment.mixes else None
@@ -124,15 +127,16 @@ class Images:
         needed = np.union1d(asked, partners)
         samples = step * batch_size + needed
         members = self.members(samples, seed)
-        raw = self.augmented.before(self.stored.images(self.indices[members]), seed, samples)
-        images = self.augmented.after(self.normalized(raw), seed, samples)
-        labels = self.labels[members]
+        raw, labels = self.stored.images(self.indices[members]), self.labels[torch.from_numpy(members)]
+        own, other = (torch.from_numpy(np.searchsorted(needed, these)) for these in (asked, partners))
         if mix or self.augment.smoothing:
             labels = soft_labels(labels, self.classes, self.augment.smoothing)
-        own, other = (torch.from_numpy(np.searchsorted(needed, these)) for these in (asked, partners))
-        if not mix:
-            return images[own], labels[own]
-        return mix.images(images[own], images[other]), mix.labels(labels[own], labels[other])
+        with own_randomness():
+            images = self.normalized(self.augmented.before(raw, seed, samples))
+            images = self.augmented.after(images, seed, samples)
+            if not mix:
+                return images[own], labels[own]
+            return mix.images(images[own], images[other]), mix.labels(labels[own], labels[other])
 
     def whole(self, batch_size: int, rows: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented, in batches of one shape, of which the asked rows are given.
@@ -146,8 +150,7 @@ class Images:
             labels = torch.full((len(asked),), -1)
             if len(there):
                 found = self.stored.images(self.indices[there])
-                seen = torch.stack([centered(image, self.size, self.augment.center) for image in found])
-                images[: len(there)] = self.normalized(seen)
+                images[: len(there)] = self.normalized(all_centered(found, self.size, self.augment.center))
                 labels[: len(there)] = self.labels[torch.from_numpy(there)]
             yield images, labels
 
@@ -232,10 +235,11 @@ def prepare_images(
 ) -> ImageData:
     """Images ready to train on, from the cache ($DNT_CACHE, else ~/.cache/dnt) if they were prepared before.
 
-    name: see dnt.data.pictures; image_size: side in pixels, by default that of the images if all have one; augment: a row
-    of AUGMENTATIONS, or one's own; channels: 1 or 3, by default those of the first image; normalization: "train" (of
-    training images) or "imagenet"; image, label: columns of parquet; most_broken: the share of images that may be
-    left out since they cannot be decoded or have no label. ValueError in one line for what cannot be used.
+    name: see dnt.data.pictures; image_size: side in pixels, by default that of the images if all have one; augment: a
+    row of AUGMENTATIONS, or one's own; channels: 1 or 3, by default those of the first image; normalization: "train"
+    (mean and deviation of training images) or "imagenet"; image, label: columns of parquet; most_broken: the share of
+    images that may be left out since they cannot be decoded or have no label. ValueError in one line for what cannot
+    be used.
     """
     chosen = lookup(AUGMENTATIONS, augment, "augmentation") if isinstance(augment, str) else augment
     if channels not in (None, 1, 3):
@@ -281,8 +285,8 @@ def check_broken(name: str, broken: list[dict[str, str]], total: int, most: floa
     if len(broken) > most * total:
         first = broken[0]
         raise ValueError(
-            f"{name!r} has {len(broken)} broken images of {total}, more than {100 * most:g}%; the first is {first['name']} "
-            f"({first['reason']}). Repair or remove them, or allow more with most_broken=."
+            f"{name!r} has {len(broken)} broken images of {total}, more than {100 * most:g}%; the first is "
+            f"{first['name']} ({first['reason']}). Repair or remove them, or allow more with most_broken=."
         )
 
 
@@ -337,7 +341,6 @@ def write_images(
         with atomic_write(folder / "images.bin") as out:
             for row in table:
                 pixels = decode(content[row["start"] : row["start"] + row["size"]].tobytes(), channels)
-                row["start"], row["size"] = out.tell(), pixels.size
                 out.write(pixels.tobytes())
         encoded.unlink()
         meta["decoded"] = True

@@ -25,7 +25,7 @@ import numpy as np
 
 from dnt.data import hub
 from dnt.data.archives import ARCHIVES, unpacked
-from dnt.data.pieces import SPLITS, check_column, open_binary, readable
+from dnt.data.pieces import SPLITS, open_binary, readable
 from dnt.data.sources import (
     SPLIT_NAMES,
     Source,
@@ -160,13 +160,13 @@ class Pictures:
         """Read without any image; a split without a single label (a hidden test) is left out."""
         reader = {"digits": digit_labels, "folder": self.folder_labels, "parquet": self.parquet_labels}
         found = reader[self.source.format]()
-        of = {split: labels for split, labels in found.of.items() if (labels >= 0).any()}
+        of = {split: found.of[split] for split in SPLITS if split in found.of and (found.of[split] >= 0).any()}
         if "train" not in of:
             raise ValueError("no image to train on has a label.")
         return Labels(found.classes, of)
 
     def read(self, labels: Labels) -> Iterator[Encoded]:
-        """Every image of the splits that have labels, in order."""
+        """Every image of the splits that have labels, train first."""
         for split, numbers in labels.of.items():
             for number, (name, data) in zip(numbers, self.images(split), strict=True):
                 yield Encoded(split, name, int(number), data)
@@ -182,8 +182,9 @@ class Pictures:
                 yield from self.parquet_images(file)
 
     def called(self, file: str) -> str:
-        """The path in the root; of a remote file its name."""
-        return Path(file).name if "://" in file else Path(file).relative_to(self.root).as_posix()
+        """The path in the root; of a remote file its name alone."""
+        path = Path(file)
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     def folder_labels(self) -> Labels:
         depth = self.source.state.startswith("splits ")
@@ -204,7 +205,8 @@ class Pictures:
                 wrong = next((v for v in values if v is not None and type(v) not in (int, str)), None)
                 if wrong is not None:
                     raise ValueError(
-                        f"{location}: column {column!r} holds {str(wrong)[:40]!r}, no number or name of a class; choose another with label=."
+                        f"{location}: column {column!r} holds {str(wrong)[:40]!r}, no number or name of a class; "
+                        "choose another with label=."
                     )
                 names = names or class_names(schema.metadata, column)
                 found.setdefault(split, []).append(values)

@@ -20,23 +20,25 @@ LEVELS = 11  # of RandAugment: magnitudes 0 to 10
 
 
 @contextmanager
-def own_randomness() -> Iterator[torch.Generator]:
-    """torch's global generator of the CPU, whose state comes back; and one thread, the best for single images."""
+def own_randomness() -> Iterator[None]:
+    """Puts back the state of torch's generator of the CPU; and one thread, since more only wait on single images."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.set_num_threads(1)
         try:
-            yield torch.default_generator
+            yield
         finally:
             torch.set_num_threads(threads)
 
 
-def seed_of(seed: int, sample: int, stream: int) -> int:
-    return int(np.random.SeedSequence([seed, sample, stream]).generate_state(1, np.uint64)[0])
+def seed_torch(seed: int, sample: int, stream: int) -> None:
+    """The generator of the CPU alone: torch.manual_seed would reseed those of accelerators."""
+    state = np.random.SeedSequence([seed, sample, stream]).generate_state(1, np.uint64)
+    torch.default_generator.manual_seed(int(state[0]))
 
 
 def centered(image: Tensor, size: int, center: float) -> Tensor:
-    """(C, H, W) uint8 -> (C, S, S): the central square of `center` of the shorter side; of size S already, the whole."""
+    """(..., C, H, W) uint8 -> (..., C, S, S): a central square of `center` of the shorter side; of size S, all."""
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image
@@ -46,8 +48,15 @@ def centered(image: Tensor, size: int, center: float) -> Tensor:
     return F.center_crop(F.resize(image, shape, antialias=True), [size, size])
 
 
+def all_centered(images: Tensor | Sequence[Tensor], size: int, center: float) -> Tensor:
+    """Images of one size, (B, C, H, W), or of any sizes -> (B, C, S, S)."""
+    if isinstance(images, Tensor):
+        return centered(images, size, center)
+    return torch.stack([centered(image, size, center) for image in images])
+
+
 class Augmented:
-    """The augmentation of single images, each a function of (seed, sample)."""
+    """The augmentation of single images, each a function of (seed, sample); within own_randomness."""
 
     def __init__(self, augment: Augment, size: int):
         v2 = extra("torchvision.transforms.v2", "images")
@@ -64,28 +73,25 @@ class Augmented:
             self.transforms.append(v2.RandAugment(augment.randaugment, **levels))
         self.erase = v2.RandomErasing(augment.erasing, value="random") if augment.erasing else None
 
-    def before(self, images: Sequence[Tensor], seed: int, samples: np.ndarray) -> Tensor:
-        """uint8 images of any size -> (B, C, S, S) uint8."""
+    def before(self, images: Tensor | Sequence[Tensor], seed: int, samples: np.ndarray) -> Tensor:
+        """uint8 images, of one size or of any -> (B, C, S, S) uint8."""
         if not self.augment.scale:
-            images = [centered(image, self.size, self.augment.center) for image in images]
-        if not self.transforms:
-            return torch.stack(list(images))
+            images = all_centered(images, self.size, self.augment.center)
+            if not self.transforms:
+                return images
         varied = []
-        with own_randomness() as generator:
-            for image, sample in zip(images, samples, strict=True):
-                generator.manual_seed(seed_of(seed, int(sample), BEFORE))
-                for transform in self.transforms:
-                    image = transform(image)
-                varied.append(image)
+        for image, sample in zip(images, samples, strict=True):
+            seed_torch(seed, int(sample), BEFORE)
+            for transform in self.transforms:
+                image = transform(image)
+            varied.append(image)
         return torch.stack(varied)
 
     def after(self, images: Tensor, seed: int, samples: np.ndarray) -> Tensor:
         """Rectangles of normalized (B, C, S, S) images become Gaussian noise."""
-        if not self.erase:
-            return images
-        with own_randomness() as generator:
+        if self.erase:
             for i, sample in enumerate(samples):
-                generator.manual_seed(seed_of(seed, int(sample), AFTER))
+                seed_torch(seed, int(sample), AFTER)
                 images[i] = self.erase(images[i])
         return images
 
