@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -370,6 +371,16 @@ def test_a_folder_that_timm_saved_loads(tmp_path):
     model = dnt.load_timm(tmp_path)
     assert model.config == dnt.ViTConfig(**SHAPE, **STANDARD, activation="gelu-tanh")
     torch.testing.assert_close(model(images_for(model)), theirs(images_for(model)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_alone_is_read_and_written_without_timm(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm.models", None)
+    model = randomize(build(**STANDARD))
+    dnt.save_timm(model, path := tmp_path / "model.safetensors")
+    assert all(map(torch.equal, dnt.load_timm(path, heads=2).parameters(), model.parameters()))
+    with pytest.raises(ValueError, match=r"which is not there: pip install 'dnt-torch\[timm\]'"):
+        dnt.load_timm(tmp_path)
 
 
 @pytest.mark.parametrize(

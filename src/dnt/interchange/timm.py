@@ -27,12 +27,17 @@ MODULES = {  # ours: theirs; the part inside a block where there is one
 }  # fmt: skip
 TOKENS = {"class_token.weight": "cls_token", "positions.weight": "pos_embed"}  # (1, T, D) in timm
 UNKNOWN = {  # a part of a tensor's name: what it belongs to, which ViT has not
-    "ls1.": "layer scale", "gamma_": "layer scale", "reg_token": "register tokens", "norm_pre.": "pre_norm",
-    "dist_token": "a distillation token", "fc_norm.": "fc_norm, a norm after the pooling",
+    "ls1.": "layer scale",
+    "gamma_": "layer scale",
+    "reg_token": "register tokens",
+    "dist_token": "a distillation token",
+    "norm_pre.": "pre_norm",
+    "fc_norm.": "fc_norm, a norm after the pooling",
     "attn_pool.": "attention pooling",
-    "patch_embed.norm.": "a norm in its patch embedding", "attn.norm.": "a norm after attention",
+    "patch_embed.norm.": "a norm in its patch embedding",
+    "attn.norm.": "a norm after attention",
     "mlp.norm.": "a norm inside the feed-forward branch",
-}  # fmt: skip
+}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu"}
 TIMM: dict[str, list[Any]] = {
     "norm": ["layernorm"],
@@ -58,11 +63,11 @@ def load_timm(source: nn.Module | str | Path, **fields: Any) -> ViT:
         where, tensors, theirs = str(path), read_safetensors(path / WEIGHTS), skeleton(path)
     else:
         where, tensors, theirs = str(path), read_safetensors(path), None
-    said = describe(theirs) if theirs else {}
+    said = {} if theirs is None else describe(theirs)
     free = FREE if said else FREE + UNSAID
     if not_free := sorted(fields.keys() - set(free)):
         raise ValueError(f"{not_free[0]} is fixed by the weights in {where}; only {', '.join(free)} can be given.")
-    model = ViT(vit_config_of(theirs.state_dict() if theirs else tensors, where, said | fields))
+    model = ViT(vit_config_of(tensors if theirs is None else theirs.state_dict(), where, said | fields))
     fill(as_timm(model), tensors, Path(where))
     return model.eval()
 
