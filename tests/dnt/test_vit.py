@@ -315,8 +315,9 @@ def test_what_needs_a_gpt_says_so(tmp_path):
     dnt.save(build(), tmp_path)
     with pytest.raises(ValueError, match="holds a ViT, which writes no text"):
         dnt.sample(tmp_path)
-    with pytest.raises(ValueError, match=r"is a ViT; DNTForCausalLM wraps a dnt\.GPT"):
-        dnt.DNTForCausalLM.from_dnt(tmp_path)
+    for source in (tmp_path, build()):
+        with pytest.raises(ValueError, match=r"got a ViT; DNTForCausalLM wraps a dnt\.GPT"):
+            dnt.DNTForCausalLM.from_dnt(source)
 
 
 @pytest.mark.parametrize(
