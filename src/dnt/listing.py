@@ -45,7 +45,7 @@ def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
             row = f"{size.context} tokens", f"{size.vocab_size:,} symbols", gpt_parameters(size)
         case ViTConfig():
             edge, patch = size.image_size, size.patch_size
-            row = f"{edge} x {edge} by {patch} x {patch}", f"{size.classes:,} classes", vit_parameters(size)
+            row = f"{edge} x {edge} / {patch}", f"{size.classes:,} classes", vit_parameters(size)
     return *row[:2], f"{row[2] / 1e6:,.1f}M"
 
 

@@ -27,12 +27,17 @@ MODULES = {  # ours: theirs; the part inside a block where there is one
 }  # fmt: skip
 TOKENS = {"class_token.weight": "cls_token", "positions.weight": "pos_embed"}  # (1, T, D) in timm
 UNKNOWN = {  # a part of a tensor's name: what it belongs to, which ViT has not
-    "ls1.": "layer scale", "gamma_": "layer scale", "reg_token": "register tokens", "norm_pre.": "pre_norm",
-    "dist_token": "a distillation token", "fc_norm.": "fc_norm, a norm after the pooling",
+    "ls1.": "layer scale",
+    "gamma_": "layer scale",
+    "reg_token": "register tokens",
+    "dist_token": "a distillation token",
+    "norm_pre.": "pre_norm",
+    "fc_norm.": "fc_norm, a norm after the pooling",
     "attn_pool.": "attention pooling",
-    "patch_embed.norm.": "a norm in its patch embedding", "attn.norm.": "a norm after attention",
+    "patch_embed.norm.": "a norm in its patch embedding",
+    "attn.norm.": "a norm after attention",
     "mlp.norm.": "a norm inside the feed-forward branch",
-}  # fmt: skip
+}
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu-tanh", "ReLU": "relu"}
 TIMM: dict[str, list[Any]] = {
     "norm": ["layernorm"],
@@ -53,15 +58,16 @@ def load_timm(source: nn.Module | str | Path, **fields: Any) -> ViT:
     init and init_std of ViTConfig; theirs are not taken over. ValueError for what ViT has not and for pickles.
     """
     if isinstance(source, nn.Module):
-        where, tensors, said = type(source).__name__, dict(source.state_dict()), describe(source)
+        where, tensors, theirs = type(source).__name__, source.state_dict(), source
     elif (path := Path(source)).is_dir():
-        where, tensors, said = str(path), read_safetensors(path / WEIGHTS), describe(skeleton(path))
+        where, tensors, theirs = str(path), read_safetensors(path / WEIGHTS), skeleton(path)
     else:
-        where, tensors, said = str(path), read_safetensors(path), {}
+        where, tensors, theirs = str(path), read_safetensors(path), None
+    said = {} if theirs is None else describe(theirs)
     free = FREE if said else FREE + UNSAID
     if not_free := sorted(fields.keys() - set(free)):
         raise ValueError(f"{not_free[0]} is fixed by the weights in {where}; only {', '.join(free)} can be given.")
-    model = ViT(vit_config_of(tensors, where, said | fields))
+    model = ViT(vit_config_of(tensors if theirs is None else theirs.state_dict(), where, said | fields))
     fill(as_timm(model), tensors, Path(where))
     return model.eval()
 
@@ -146,8 +152,12 @@ def describe(theirs: Any) -> dict[str, Any]:
         f"global_pool={theirs.global_pool!r} with{'' if theirs.has_class_token else 'out'} a class token": (
             (theirs.global_pool, theirs.has_class_token) != pooling
         ),
-        "blocks of its own": any(type(b) is not vision.Block or type(b.mlp) is not layers.Mlp for b in theirs.blocks),
-        "attention of its own": any(type(b.attn) is not layers.Attention for b in theirs.blocks),
+        "blocks of its own": any(
+            type(block) is not vision.Block
+            or type(block.attn) is not layers.Attention
+            or type(block.mlp) is not layers.Mlp
+            for block in theirs.blocks
+        ),
         "norms other than LayerNorm of one eps": len({norm.eps for norm in norms}) != 1,
         "no head": not isinstance(theirs.head, nn.Linear),
     }
@@ -176,7 +186,7 @@ def refuse_unknown(names: Mapping[str, Tensor], where: str) -> None:
 
 
 def vit_config_of(tensors: Mapping[str, Tensor], where: str, fields: dict[str, Any]) -> ViTConfig:
-    """The configuration that these tensors, by their shapes, and the fields make."""
+    """The configuration that the shapes of these tensors and the fields make."""
     refuse_unknown(tensors, where)
     needed = (
         "patch_embed.proj.weight",
