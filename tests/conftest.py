@@ -23,6 +23,12 @@ TINY += ["--no-compile", "--precision", "32"]
 OPTIONS = {"steps": 8, "batch_size": 4, "warmup": 2, "compile": False, "precision": "32", "progress": False}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Models this small are slower with more, and far slower on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     """An empty current folder with a text to train on, and its own cache."""
