@@ -14,6 +14,9 @@ from dnt.nn.placement import PLACEMENTS, Placement, Slots
 from dnt.runs import Run
 
 
+A_UNIT = {"tokens": "a token", "images": "an image"}
+
+
 @dataclass(frozen=True)
 class Setting:
     """The runs of one placement, optimizer, learning rate and decay: its seeds."""
@@ -109,7 +112,7 @@ class Comparison:
         first, rest = ranked[0], ranked[1:]
         if first.best.diverged:
             return "Every cell diverged."
-        parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats a {self.unit.removesuffix('s')}"]
+        parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats {A_UNIT[self.unit]}"]
         parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
         seeds = min(len(cell.best.ends) for cell in self.cells)
         basis = "One seed: suggestive, not evidence." if seeds == 1 else f"Means of {seeds} seeds."
