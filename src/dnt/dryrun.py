@@ -40,7 +40,9 @@ def plan(settings: TrainSettings) -> str:
         else:
             model, x = ViT(config), torch.zeros(rows, *config.image_shape)
             y, tokens = torch.zeros(rows, dtype=torch.int64), config.tokens
-            reads = f"{config.image_size} pixels in patches of {config.patch_size}, {config.classes:,} classes"
+            reads = (
+                f"{config.image_size} pixels in patches of {config.patch_size}, {config.classes:,} classes (ImageNet's)"
+            )
         model.recompute = settings.recompute
         optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
         model.loss(x, y).backward()
@@ -59,7 +61,7 @@ def plan(settings: TrainSettings) -> str:
         f"{settings.floor:g}, clip {settings.clip:g}",
         "data": f"{settings.data}, "
         + (f"augmentation {settings.augment}" if settings.reads_images else f"tokenizer {settings.tokenizer}"),
-        "step": f"{settings.batch_size} x {tokens} = {step:,} tokens; {rows} sequences at a time in each of "
+        "step": f"{settings.batch_size} x {tokens} = {step:,} tokens; {rows} samples at a time in each of "
         f"{processes} processes ({settings.strategy or 'ddp'}, precision {settings.precision})",
         "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
         "operations (6 a parameter and token)",

@@ -28,7 +28,7 @@ class FitSettings:
 
     steps: int = 400
     batch_size: int = 64
-    """sequences a step, over all processes and micro-batches"""
+    """sequences, or images, a step, over all processes and micro-batches"""
     schedule: str = "cosine"
     """cosine, wsd or constant"""
     warmup: int = 40
@@ -44,7 +44,7 @@ class FitSettings:
     eval_every: int = 200
     """steps between evaluations on the validation split"""
     eval_tokens: int = 1 << 19
-    """of validation, and of test, that an evaluation reads, from its start; 0 for all"""
+    """of validation, and of test, that an evaluation reads; 0 for all (images of a ViT)"""
     checkpoint_every: int = 200
     devices: int | None = None
     """processes on each machine, one a GPU, or sharing the CPU's cores; 1 if not given"""
@@ -73,7 +73,10 @@ class Recipe(FitSettings):
     """What all runs of a comparison share."""
 
     data: str = "stdlib"
-    """"stdlib", "owt", OWNER/NAME of the Hugging Face hub, or a path: text, parquet, JSON lines, .bin (docs/data.md)"""
+    """"stdlib", "owt", OWNER/NAME of the Hugging Face hub, or a path: text, parquet, JSON lines, .bin (docs/data.md)
+
+    For a ViT: digits, a folder of images, parquet, OWNER/NAME (docs/images.md).
+    """
     tokenizer: str = "byte"
     """byte, char, gpt2, bpe:VOCAB, ids:VOCAB, or the path of a tokenizer.json"""
     column: str = "text"
@@ -91,7 +94,7 @@ class Recipe(FitSettings):
     pool: str = ViTConfig.pool
     """cls (class token) or mean, of a ViT"""
     augment: str = "none"
-    """of training images: none, flip-crop or deit (docs/data.md)"""
+    """of training images: none, flip-crop or deit (docs/images.md)"""
     norm: str = GPTConfig.norm
     norm_eps: float = GPTConfig.norm_eps
     mlp_ratio: float = GPTConfig.mlp_ratio

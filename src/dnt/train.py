@@ -38,7 +38,7 @@ from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model, write_weights
 
 LOG_EVERY = 10  # steps
-HELD_ROWS, HELD_TOKENS = 64, 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
+HELD_TOKENS = 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
 PATIENCE = 60  # seconds
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces every precision it sets
 
@@ -75,6 +75,10 @@ def data_and_config(settings: TrainSettings, progress: bool) -> tuple[TextData |
     """What is read, and the model that fits it."""
     if settings.reads_images:
         settings.model_config(settings.placement)  # names what is wrong before any image is read
+        if settings.data == TrainSettings.data:
+            raise ValueError(
+                f"{settings.model} reads images; give --data: 'digits', a folder, parquet (docs/images.md)."
+            )
         images = prepare_images(settings.data, settings.image_size, settings.augment, progress=progress)
         of_data = {"classes": images.classes, "channels": images.channels, "image_size": images.image_size}
         return images, settings.model_config(settings.placement, **of_data)
@@ -486,7 +490,9 @@ class Loop:
         """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
         self.model.eval()
         rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
-        rows = max(1, min(rows, HELD_ROWS, HELD_TOKENS // self.data.per_sample))
+        config = self.model.config
+        tokens = config.tokens if isinstance(config, ViTConfig) else config.context
+        rows = max(1, min(rows, HELD_TOKENS // tokens))
         batch = self.fabric.to_device(next(self.validation.whole(rows)))  # the same in all processes
         if self.sharded:  # its gradients are nowhere else
             with self.no_sync(False):

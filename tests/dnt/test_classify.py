@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 
 import dnt
@@ -12,7 +13,7 @@ from dnt.cli import main
 from dnt.dryrun import plan
 from dnt.settings import TrainSettings
 from tests.dnt.test_cli import complaint
-from tests.dnt.test_parallel import losses, run_all
+from tests.dnt.test_parallel import losses, needs_compiler, run_all
 
 SHAPE = ["--model", "vit-tiny", "--depth", "2", "--dim", "32", "--heads", "2", "--patch-size", "2"]
 VIT = [*SHAPE, "--data", "digits", "--batch-size", "8", "--steps", "12", "--warmup", "2", "--eval-tokens", "40"]
@@ -69,6 +70,32 @@ def test_one_process_and_two_agree_with_every_augmentation(workplace):
         assert losses(name) == pytest.approx(losses("one"), abs=1e-5), name
 
 
+def test_the_beginning_of_a_sorted_folder_holds_all_classes(workplace):
+    pictures = torch.Generator().manual_seed(0)
+    for name in ("ant", "bee", "cow"):
+        for i in range(60):
+            path = Path("pics") / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torchvision.io.write_png(torch.randint(256, (3, 4, 4), generator=pictures).byte(), str(path))
+    data = dnt.prepare_images("pics")
+    few = data.test.beginning(9)
+    assert len(few) == 9 and len(set(few.labels.tolist())) == 3 and len(data.test.beginning(0)) == len(data.test)
+    before = data.describe()["sha256"]
+    Path("pics/ant/9.png").rename("pics/bee/99.png")
+    assert dnt.prepare_images("pics").describe()["sha256"] != before
+
+
+@needs_compiler
+def test_a_compiled_classifier_measures_a_padded_last_batch_alike(workplace):
+    data = dnt.prepare_images("digits")
+    ends = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        run = fit(small_vit(data), data, out=f"run{compiled}", steps=3, eval_tokens=40, compile=compiled)
+        ends.append([run.end[name] for name in ("test", "test_top1", "test_top5")])
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
+
+
 def test_a_stopped_classifier_resumes_to_bit_identical_weights(workplace):
     from dnt.train import Loop
 
@@ -109,6 +136,8 @@ def test_a_dry_run_of_the_papers_vits():
         (["--context", "9"], "--context says nothing to vit-tiny, which reads images; drop it."),
         (["--tokenizer", "char"], "--tokenizer says nothing to vit-tiny"),
         (["--model", "gpt-tiny"], "--patch-size says nothing to gpt-tiny, which reads text; drop it."),
+        (["--image-size", "0"], "image_size is 0; it is a side in pixels, at least 1."),
+        (["--data", "stdlib"], "vit-tiny reads images; give --data: 'digits'"),
         (["--patch-size", "3"], "patch_size=3 does not divide image_size=8"),
         (["--augment", "diet"], "unknown augmentation 'diet'. Did you mean 'deit'?"),
         (["--pool", "max"], "unknown pool 'max'. Did you mean"),

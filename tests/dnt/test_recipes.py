@@ -55,7 +55,7 @@ def test_a_dry_run_builds_every_shape_without_memory(name):
     parameters = {"124m": 124, "774m": 773, "1.4b": 1437}[name.split("-")[1]]
     found = int(text.split(" parameters")[0].split()[-1].replace(",", ""))
     assert parameters <= found / 1e6 < parameters + 2
-    assert "480 x 1024 = 491,520 tokens; 3 sequences at a time in each of 8 processes" in text
+    assert "480 x 1024 = 491,520 tokens; 3 samples at a time in each of 8 processes" in text
     assert f"state {8 if 'adamw' in name else 4}.0 bytes a parameter" in text
 
 

@@ -3,6 +3,7 @@
 What is done with them stands in dnt.data.transforms.
 """
 
+import math
 from dataclasses import dataclass
 
 
@@ -37,10 +38,13 @@ class Augment:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1.")
         if not 0 < self.center <= 1:
             raise ValueError(f"center is {self.center}; it is a share above 0 and at most 1.")
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+        for name in ("pad", "randaugment", "magnitude"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a whole number.")
+        if self.scale is not None and not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
             raise ValueError(f"scale is {self.scale}; it is (least, most), both above 0 and at most 1.")
         for name in ("pad", "randaugment", "mixup", "cutmix"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is 0 (off) or more.")
         if not 0 <= self.magnitude <= 10:
             raise ValueError(f"magnitude is {self.magnitude}; it is a whole number from 0 to 10.")

@@ -35,7 +35,7 @@ from dnt.extras import extra
 from dnt.files import atomic_write, exclusive, read_json, write_json
 from dnt.lookup import lookup
 
-FORMAT = 1  # part of the cache key; raise it when what this file writes changes
+FORMAT = 2  # part of the cache key; raise it when what this file writes changes
 DECODED = 1 << 30  # bytes of pixels up to which images of one size are kept decoded
 STATISTICS = 5000  # training images that mean and deviation are taken from
 LOOKED_AT = 256  # encoded images in memory at a time, while they are prepared
@@ -103,8 +103,9 @@ class Images:
         return len(self.indices)
 
     def beginning(self, images: int) -> "Images":
-        """The first so many alone; all if 0."""
-        return replace(self, indices=self.indices[: images or None])
+        """So many alone, all if 0: the first by the hash of their names, so that a sorted folder gives all classes."""
+        mixed = self.indices[np.argsort(self.stored.table["key"][self.indices], kind="stable")]
+        return replace(self, indices=mixed[: images or None])
 
     def members(self, samples: np.ndarray, seed: int) -> np.ndarray:
         """Which image of the split each of the given samples of the endless sequence of epochs is."""
@@ -236,7 +237,7 @@ def prepare_images(
     """Images ready to train on, from the cache ($DNT_CACHE, else ~/.cache/dnt) if they were prepared before.
 
     name: see dnt.data.pictures; image_size: side in pixels, by default that of the images if all have one; augment: a
-    row of AUGMENTATIONS, or one's own; channels: 1 or 3, by default those of the first image; normalization: "train"
+    row of AUGMENTATIONS, or one's own; channels: 1 or 3, by default 1 if all are gray; normalization: "train"
     (mean and deviation of training images) or "imagenet"; image, label: columns of parquet; most_broken: the share of
     images that may be left out since they cannot be decoded or have no label. ValueError in one line for what cannot
     be used.
@@ -244,6 +245,8 @@ def prepare_images(
     chosen = lookup(AUGMENTATIONS, augment, "augmentation") if isinstance(augment, str) else augment
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is {channels}; images have 1 (gray) or 3 (RGB).")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is {image_size}; it is a side in pixels, at least 1.")
     lookup(dict.fromkeys(NORMALIZATIONS), normalization, "normalization")
     extra("torchvision", "images")
     pictures = find_pictures(name, image, label)
@@ -302,7 +305,7 @@ def write_images(
     rows: list[tuple[int, int, int, int, int]] = []
     broken: list[dict[str, str]] = []
     sizes: set[tuple[int, int]] = set()
-    encoded = folder / "encoded.bin"
+    gray, encoded = True, folder / "encoded.bin"
     with (
         warnings.catch_warnings(),
         progress_bar(name, total, show) as advance,
@@ -317,18 +320,21 @@ def write_images(
                     check_broken(name, broken, total, most_broken)
                     continue
                 assert picture.data
-                channels = channels or (1 if seen.gray else 3)
+                gray &= seen.gray
                 sizes.add(seen.size)
                 split = SPLITS.index(picture.split)
                 rows.append((out.tell(), len(picture.data), picture.label, split, key_of(picture.name)))
                 out.write(picture.data)
             advance(len(some))
+    channels = channels or (1 if gray else 3)
     table = np.array(rows, ROW)
     table["split"], made = divided(table["split"], table["key"])
     size = sizes.pop() if len(sizes) == 1 else None
     meta = {
         "revision": pictures.source.revision,
-        "sha256": pictures.sha256(),
+        "sha256": hashlib.sha256(
+            f"{pictures.sha256()} {labels.classes}".encode() + table["label"].tobytes()
+        ).hexdigest(),
         "classes": labels.classes,
         "channels": channels,
         "size": size,

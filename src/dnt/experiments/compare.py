@@ -123,7 +123,7 @@ def check_same(folder: Path, settings: CompareSettings, data: dict[str, Any]) ->
         config = Run(path.parent).config
         asked = config.get("settings") or {}
         for name, now in (*recipe.items(), ("sha256", data["sha256"])):
-            before = config["data"]["sha256"] if name == "sha256" else asked.get(name)
+            before = config["data"]["sha256"] if name == "sha256" else asked.get(name, getattr(Recipe, name))
             if name not in ("precision", *HOW) and before != now:
                 raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
         precision = config["training"]["precision"]

@@ -77,10 +77,11 @@ class ViT(nn.Module):
 
         top1, top5: the share of labels that have the highest score, or one of the five highest.
         """
-        scores = self(images_BCS)[labels_B >= 0].to(torch.float32)
-        labels = labels_B[labels_B >= 0]
-        best = scores.topk(min(5, scores.shape[-1])).indices == labels[:, None]
-        return torch.stack([F.cross_entropy(scores, labels), best[:, 0].float().mean(), best.any(-1).float().mean()])
+        scores = self(images_BCS).to(torch.float32)
+        there = labels_B >= 0
+        best = (scores.topk(min(5, scores.shape[-1])).indices == labels_B[:, None]) & there[:, None]
+        loss = F.cross_entropy(scores, labels_B, ignore_index=-1)
+        return torch.stack([loss, best[:, 0].sum() / there.sum(), best.sum() / there.sum()])
 
     def loss(self, images_BCS: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats, at least in float32; () tensor.

@@ -13,7 +13,6 @@ from rich.table import Table
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
 from dnt.runs import Run
 
-
 A_UNIT = {"tokens": "a token", "images": "an image"}
 
 
