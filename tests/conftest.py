@@ -5,9 +5,11 @@ import os
 from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pyarrow
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 
 import dnt
@@ -19,6 +21,12 @@ hypothesis.settings.load_profile("same everywhere")
 TINY = ["--depth", "2", "--dim", "32", "--heads", "2", "--context", "16", "--batch-size", "4", "--warmup", "2"]
 TINY += ["--no-compile", "--precision", "32"]
 OPTIONS = {"steps": 8, "batch_size": 4, "warmup": 2, "compile": False, "precision": "32", "progress": False}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Models this small are slower with more, and far slower on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -44,7 +52,7 @@ def shared() -> Path:
 
 
 def small_corpora() -> None:
-    """The corpora that docs/data.md speaks of, in the current folder: books (parquet), chats.jsonl, nano (.bin)."""
+    """The corpora of the documentation: books (parquet), chats.jsonl, nano (.bin), photos (a folder of images)."""
     words = Path("words.txt").read_text()
     for folder in ("books", "nano"):
         Path(folder).mkdir(exist_ok=True)
@@ -53,6 +61,10 @@ def small_corpora() -> None:
     Path("chats.jsonl").write_text("".join(json.dumps({"question": "?", "answer": words}) + "\n" for _ in range(9)))
     for split in ("train", "val"):
         Path(f"nano/{split}.bin").write_bytes(bytes([1, 0, 64, 0]) * 2000)
+    for i in range(20):
+        path = Path("photos", ("cat", "dog")[i % 2], f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20 + i, 30, 3), 9 * i, np.uint8)).save(path)
 
 
 def tiny_model(seed: int = 0, **fields) -> dnt.GPT:

@@ -68,3 +68,10 @@ def msgdw(w: list[float], grads: list[list[float]], lr: float, momentum: float, 
         m = [momentum * m_i + g_i for m_i, g_i in zip(m, g, strict=True)]
         w = [(1 - lr * decay) * w_i - lr * m_i for w_i, m_i in zip(w, m, strict=True)]
     return w
+
+
+def sincos(coordinates: tuple[int, ...], d: int) -> Tensor:
+    """The position of one patch: d / 2 sines, then as many cosines, an equal share for each axis."""
+    share = d // (2 * len(coordinates))
+    angles = [c / 10_000 ** (i / share) for c in coordinates for i in range(share)]
+    return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)

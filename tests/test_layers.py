@@ -19,6 +19,8 @@ NO_TORCH += [
     "data.pieces",
     "data.hub",
     "data.archives",
+    "data.augment",
+    "data.pictures",
     "redact",
     "extras",
     "report.summary",

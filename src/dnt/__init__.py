@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dnt import analysis as analysis
+    from dnt.data.augment import AUGMENTATIONS as AUGMENTATIONS
+    from dnt.data.augment import Augment as Augment
+    from dnt.data.images import prepare_images as prepare_images
     from dnt.data.tokens import prepare as prepare
     from dnt.experiments.compare import compare as compare
     from dnt.interchange.gpt2 import load_gpt2 as load_gpt2
@@ -12,14 +15,20 @@ if TYPE_CHECKING:
     from dnt.interchange.huggingface import DNTConfig as DNTConfig
     from dnt.interchange.huggingface import DNTForCausalLM as DNTForCausalLM
     from dnt.interchange.huggingface import export as export
+    from dnt.interchange.timm import load_timm as load_timm
+    from dnt.interchange.timm import save_timm as save_timm
     from dnt.nn.config import GPT_SIZES as GPT_SIZES
+    from dnt.nn.config import VIT_SIZES as VIT_SIZES
     from dnt.nn.config import GPTConfig as GPTConfig
+    from dnt.nn.config import ViTConfig as ViTConfig
     from dnt.nn.gpt import GPT as GPT
     from dnt.nn.gpt import gpt as gpt
     from dnt.nn.norms import NORMS as NORMS
     from dnt.nn.placement import PLACEMENTS as PLACEMENTS
     from dnt.nn.placement import Placement as Placement
     from dnt.nn.placement import Slots as Slots
+    from dnt.nn.vit import ViT as ViT
+    from dnt.nn.vit import vit as vit
     from dnt.optim.factory import OPTIMIZERS as OPTIMIZERS
     from dnt.optim.groups import param_groups as param_groups
     from dnt.optim.msgdw import MSGDW as MSGDW
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PUBLIC = {
+    "AUGMENTATIONS": "dnt.data.augment",
+    "Augment": "dnt.data.augment",
     "DNTConfig": "dnt.interchange.huggingface",
     "DNTForCausalLM": "dnt.interchange.huggingface",
     "GPT": "dnt.nn.gpt",
@@ -47,17 +58,24 @@ PUBLIC = {
     "RECIPES": "dnt.recipes",
     "Run": "dnt.runs",
     "Slots": "dnt.nn.placement",
+    "VIT_SIZES": "dnt.nn.config",
+    "ViT": "dnt.nn.vit",
+    "ViTConfig": "dnt.nn.config",
     "compare": "dnt.experiments.compare",
     "export": "dnt.interchange.huggingface",
     "fit": "dnt.train",
     "gpt": "dnt.nn.gpt",
     "load": "dnt.weights",
     "load_gpt2": "dnt.interchange.gpt2",
+    "load_timm": "dnt.interchange.timm",
     "param_groups": "dnt.optim.groups",
     "prepare": "dnt.data.tokens",
+    "prepare_images": "dnt.data.images",
     "sample": "dnt.sampling",
     "save": "dnt.weights",
     "save_gpt2": "dnt.interchange.gpt2",
+    "save_timm": "dnt.interchange.timm",
+    "vit": "dnt.nn.vit",
     "write_report": "dnt.report.page",
 }
 __all__ = [*PUBLIC, "analysis"]

@@ -5,7 +5,9 @@ from dataclasses import asdict
 import torch
 
 from dnt.data.tokenizers import parse_spec, ready_made
+from dnt.nn.config import VIT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
+from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.settings import TrainSettings
 from dnt.train import check_combination
@@ -20,31 +22,46 @@ def plan(settings: TrainSettings) -> str:
         raise ValueError("--dry-run says what a new run would be; to go on with one, drop it.")
     settings.check()
     check_combination(settings, settings.precision)
+    processes = (settings.devices or 1) * (settings.nodes or 1)
+    rows = settings.batch_size // (processes * (settings.accumulate or 1))
+    if settings.reads_images:
+        size = VIT_SIZES[settings.model]
+        side = settings.image_size or size.image_size
+        config = settings.model_config(
+            settings.placement, classes=size.classes, channels=size.channels, image_size=side
+        )
+    else:
+        config = settings.model_config(settings.placement, vocab_size=vocab_size_of(settings.tokenizer))
     with torch.device("meta"):
-        model = GPT(settings.model_config(vocab_size_of(settings.tokenizer), settings.placement))
-        config = model.config
-        processes = (settings.devices or 1) * (settings.nodes or 1)
-        rows = settings.batch_size // (processes * (settings.accumulate or 1))
-        tokens = torch.zeros(rows, config.context, dtype=torch.int64)
+        model: GPT | ViT
+        if isinstance(config, GPTConfig):
+            model, x = GPT(config), torch.zeros(rows, config.context, dtype=torch.int64)
+            y, reads, tokens = x, f"context {config.context}, vocabulary {config.vocab_size:,}", config.context
+        else:
+            model, x = ViT(config), torch.zeros(rows, *config.image_shape)
+            y, tokens = torch.zeros(rows, dtype=torch.int64), config.tokens
+            reads = (
+                f"{config.image_size} pixels in patches of {config.patch_size}, {config.classes:,} classes (ImageNet's)"
+            )
         model.recompute = settings.recompute
         optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
-        model.loss(tokens, tokens).backward()
+        model.loss(x, y).backward()
         optimizer.step()
     parameters = sum(p.numel() for p in model.parameters())
     state = sum(v.numel() * v.element_size() for slot in optimizer.state.values() for v in slot.values())
     held = (8 * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
-    step = settings.batch_size * config.context
+    step = settings.batch_size * tokens
     rates = {group["weight_decay"] for group in optimizer.param_groups}
     lines = {
-        "model": f"{config.depth} x {config.dim} x {config.heads} heads, context {config.context}, vocabulary "
-        f"{config.vocab_size:,}: {parameters:,} parameters",
+        "model": f"{config.depth} x {config.dim} x {config.heads} heads, {reads}: {parameters:,} parameters",
         "placement": f"{settings.placement}, {config.norm} (eps {config.norm_eps:g}), init {config.init}",
         "optimizer": f"{settings.optimizer}, lr {optimizer.param_groups[0]['lr']:g}, decay {max(rates):g}, state "
         f"{state / parameters:.1f} bytes a parameter",
         "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "
         f"{settings.floor:g}, clip {settings.clip:g}",
-        "data": f"{settings.data}, tokenizer {settings.tokenizer}",
-        "step": f"{settings.batch_size} x {config.context} = {step:,} tokens; {rows} sequences at a time in each of "
+        "data": f"{settings.data}, "
+        + (f"augmentation {settings.augment}" if settings.reads_images else f"tokenizer {settings.tokenizer}"),
+        "step": f"{settings.batch_size} x {tokens} = {step:,} tokens; {rows} samples at a time in each of "
         f"{processes} processes ({settings.strategy or 'ddp'}, precision {settings.precision})",
         "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
         "operations (6 a parameter and token)",

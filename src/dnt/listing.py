@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dnt.nn.config import GPT_SIZES, gpt_config, gpt_parameters
+from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig, ViTConfig, gpt_config, gpt_parameters, vit_parameters
 from dnt.nn.placement import PLACEMENTS
 from dnt.recipes import RECIPES
 
@@ -38,6 +38,17 @@ def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
     return row
 
 
+def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
+    """What a model of this size reads, what it scores, and its number of parameters."""
+    match size:
+        case GPTConfig():
+            row = f"{size.context} tokens", f"{size.vocab_size:,} symbols", gpt_parameters(size)
+        case ViTConfig():
+            edge, patch = size.image_size, size.patch_size
+            row = f"{edge} x {edge} / {patch}", f"{size.classes:,} classes", vit_parameters(size)
+    return *row[:2], f"{row[2] / 1e6:,.1f}M"
+
+
 def print_tables() -> None:
     console = Console()
     placements = Table("placement", "forward pass (N: the norm)", "source", title_justify="left")
@@ -52,11 +63,9 @@ def print_tables() -> None:
     for name, node in definitions("optim/factory.py", "OPTIMIZERS").items():
         optimizers.add_row(name, *described(node))
     console.print(optimizers)
-    sizes = Table("model", "depth x dim x heads", "context", "vocabulary", "parameters")
-    for name, size in GPT_SIZES.items():
-        shape = f"{size.depth} x {size.dim} x {size.heads}"
-        parameters = f"{gpt_parameters(size) / 1e6:,.1f}M"
-        sizes.add_row(name, shape, f"{size.context}", f"{size.vocab_size:,}", parameters)
+    sizes = Table("model", "depth x dim x heads", "reads", "scores", "parameters")
+    for name, size in (GPT_SIZES | VIT_SIZES).items():
+        sizes.add_row(name, f"{size.depth} x {size.dim} x {size.heads}", *reading(size))
     console.print(sizes)
     recipes = Table("recipe", "model", "placement", "optimizer", "lr", "tokens", title_justify="left")
     for name, recipe in RECIPES.items():

@@ -17,18 +17,19 @@ def announcement(config: dict[str, Any]) -> str:
     data, machine, training = config["data"], config["machine"], config["training"]
     processes = (training["devices"] or 1) * (training["nodes"] or 1)
     company = f", {processes} processes ({training['strategy'] or 'ddp'})" if processes > 1 else ""
-    text = f"{data['name']} ({data['tokens']['train']:,} tokens, sha256 {data['sha256'][:12]})"
+    unit = "tokens" if "tokens" in data else "images"
+    text = f"{data['name']} ({data[unit]['train']:,} {unit}, sha256 {data['sha256'][:12]})"
     return f"{text}, {training['precision']}, {machine['device']}{company}"
 
 
 @contextmanager
-def progress_bar(run: Run, steps: int, enabled: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """A function of (step, loss, tokens/s) that moves a bar on a terminal."""
+def progress_bar(run: Run, steps: int, unit: str, enabled: bool) -> Iterator[Callable[[int, float, float], None]]:
+    """A function of (step, loss, units a second) that moves a bar on a terminal."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tokens/s"),
+        TextColumn(f"loss {{task.fields[loss]:.3f}}  {{task.fields[rate]:,.0f}} {unit}/s"),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)

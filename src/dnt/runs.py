@@ -3,7 +3,7 @@
     config.json         what was asked for and what was found: settings, model, data, optimizer, machine
     log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, end or diverged
     model.safetensors   the weights at the last checkpoint: what load and sample read
-    tokenizer.json      how to turn text into the model's tokens and back
+    tokenizer.json      of text: how to turn it into the model's tokens and back
     checkpoint/         private resume state (dnt.checkpoints), a folder step-STEP; only --resume opens it
     tensorboard/        the same curves, live
     .lock               held by the process that writes here
@@ -84,10 +84,11 @@ class Run:
                 f"{self.path} already holds a run; continue it with --resume {self.path}, or choose another --out."
             )
 
-    def start(self, config: dict[str, Any], tokenizer: dict[str, Any]) -> None:
+    def start(self, config: dict[str, Any], tokenizer: dict[str, Any] | None) -> None:
         """Begin a new run here; ValueError if there is one already."""
         self.check_free()
-        write_json(self.path / "tokenizer.json", tokenizer)
+        if tokenizer:
+            write_json(self.path / "tokenizer.json", tokenizer)
         write_json(self.path / "config.json", config)
 
     def append(self, rows: list[dict[str, Any]]) -> None:

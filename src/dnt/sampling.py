@@ -8,6 +8,7 @@ import torch
 
 from dnt.data.tokenizers import tokenizer_from
 from dnt.files import read_json
+from dnt.nn.gpt import GPT
 from dnt.settings import SampleSettings
 from dnt.weights import load
 
@@ -16,6 +17,8 @@ def sample(run: str | Path, settings: SampleSettings | None = None, **options: A
     """The prompt, if there is one, and what the run's model makes of it; options are the fields of SampleSettings."""
     settings = replace(settings or SampleSettings(), **options)
     model = load(run)
+    if not isinstance(model, GPT):
+        raise ValueError(f"{run} holds a {type(model).__name__}, which writes no text; sample from a run of a GPT.")
     tokenizer = tokenizer_from(read_json(Path(run) / "tokenizer.json", "a run folder"))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(

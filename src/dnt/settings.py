@@ -1,10 +1,10 @@
 """What each command can be told: one flat frozen dataclass each, from which the command line is made. No torch."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dnt.lookup import lookup
-from dnt.nn.config import GPTConfig, gpt_config
+from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig, ViTConfig
 from dnt.optim.schedule import SCHEDULES
 
 PRECISIONS = {  # as Fabric calls them
@@ -16,6 +16,9 @@ PRECISIONS = {  # as Fabric calls them
 STRATEGIES = ("ddp", "fsdp")
 LEAST = {"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0}
 LEAST |= {"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1}
+OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
+OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
+SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 
 
@@ -25,7 +28,7 @@ class FitSettings:
 
     steps: int = 400
     batch_size: int = 64
-    """sequences a step, over all processes and micro-batches"""
+    """sequences, or images, a step, over all processes and micro-batches"""
     schedule: str = "cosine"
     """cosine, wsd or constant"""
     warmup: int = 40
@@ -41,7 +44,7 @@ class FitSettings:
     eval_every: int = 200
     """steps between evaluations on the validation split"""
     eval_tokens: int = 1 << 19
-    """of validation, and of test, that an evaluation reads, from its start; 0 for all"""
+    """of validation, and of test, that an evaluation reads; 0 for all (images of a ViT)"""
     checkpoint_every: int = 200
     devices: int | None = None
     """processes on each machine, one a GPU, or sharing the CPU's cores; 1 if not given"""
@@ -70,18 +73,28 @@ class Recipe(FitSettings):
     """What all runs of a comparison share."""
 
     data: str = "stdlib"
-    """"stdlib", "owt", OWNER/NAME of the Hugging Face hub, or a path: text, parquet, JSON lines, .bin (docs/data.md)"""
+    """"stdlib", "owt", OWNER/NAME of the Hugging Face hub, or a path: text, parquet, JSON lines, .bin (docs/data.md)
+
+    For a ViT: digits, a folder of images, parquet, OWNER/NAME (docs/images.md).
+    """
     tokenizer: str = "byte"
     """byte, char, gpt2, bpe:VOCAB, ids:VOCAB, or the path of a tokenizer.json"""
     column: str = "text"
     """the text column of parquet and JSON lines"""
     model: str = "gpt-tiny"
-    """a named size (see dnt list); the vocabulary is always the data's"""
+    """a named size (see dnt list), of a GPT or a ViT; the vocabulary or the classes are always the data's"""
     context: int | None = None
-    """tokens a sequence, if not the size's own; likewise depth, dim and heads"""
+    """tokens a sequence, if not the size's own; likewise depth, dim, heads and patch_size"""
     depth: int | None = None
     dim: int | None = None
     heads: int | None = None
+    patch_size: int | None = None
+    image_size: int | None = None
+    """side in pixels that images are brought to, if not their own"""
+    pool: str = ViTConfig.pool
+    """cls (class token) or mean, of a ViT"""
+    augment: str = "none"
+    """of training images: none, flip-crop or deit (docs/images.md)"""
     norm: str = GPTConfig.norm
     norm_eps: float = GPTConfig.norm_eps
     mlp_ratio: float = GPTConfig.mlp_ratio
@@ -97,7 +110,7 @@ class Recipe(FitSettings):
     """probability of dropping the branches of the last block; 0 at the first, linear between"""
     tie_embeddings: bool = GPTConfig.tie_embeddings
     positions: str = GPTConfig.positions
-    """learned or rope"""
+    """learned; rope (GPT); sincos (ViT)"""
     rope_base: float = GPTConfig.rope_base
     kv_heads: int | None = GPTConfig.kv_heads
     """heads of keys and values; as many as heads if not given"""
@@ -110,16 +123,28 @@ class Recipe(FitSettings):
     betas: tuple[float, float] = (0.9, 0.95)
     """adamw only"""
 
-    def model_config(self, vocab_size: int, placement: str) -> GPTConfig:
-        """The model these settings describe."""
-        shape = {name: getattr(self, name) for name in ("context", "depth", "dim", "heads")}
-        given = {name: value for name, value in shape.items() if value is not None}
-        shared = {field.name for field in fields(GPTConfig)} & {field.name for field in fields(Recipe)} - set(shape)
-        same = {name: getattr(self, name) for name in shared}
+    @property
+    def reads_images(self) -> bool:
+        return self.model in VIT_SIZES
+
+    def model_config(self, placement: str, **of_data: Any) -> GPTConfig | ViTConfig:
+        """The model these settings describe, for data with this vocab_size, or classes, channels and image_size."""
+        size: GPTConfig | ViTConfig = lookup(GPT_SIZES | VIT_SIZES, self.model, "model")  # type: ignore[operator]
+        for name in OF_TEXT if self.reads_images else OF_IMAGES:
+            if getattr(self, name) != getattr(Recipe, name):
+                reads = "images" if self.reads_images else "text"
+                raise ValueError(
+                    f"--{name.replace('_', '-')} says nothing to {self.model}, which reads {reads}; drop it."
+                )
         if self.vocab_multiple < 1:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1.")
-        padded = -(-vocab_size // self.vocab_multiple) * self.vocab_multiple
-        return gpt_config(self.model, **given, **same, vocab_size=padded, placement=placement)
+        if "vocab_size" in of_data:
+            of_data["vocab_size"] = -(-of_data["vocab_size"] // self.vocab_multiple) * self.vocab_multiple
+        if isinstance(size, ViTConfig):  # until the data says more: one patch
+            of_data = {"image_size": self.patch_size or size.patch_size} | of_data
+        known = {field.name for field in fields(size)} & {field.name for field in fields(Recipe)} - {"image_size"}
+        given = {name: getattr(self, name) for name in known if name not in SHAPE or getattr(self, name) is not None}
+        return replace(size, **given, **of_data, placement=placement)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
+from dnt.data.images import ImageData, prepare_images
 from dnt.data.text import check_outside
-from dnt.data.tokens import TextData, Windows, prepare
+from dnt.data.tokens import TextData, prepare
 from dnt.interrupt import ProcessLost, stop_requested
 from dnt.machine import best_precision, can_compile, describe_machine, deterministic, peak_memory_bytes
+from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
+from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, process_lost, rebound, shard, watched, whole
@@ -51,11 +54,10 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
                 f"(but --{', --'.join(HOW)})."
             )
         settings = replace(stored_settings(Run(Path(settings.resume))), **given)
-    context = settings.model_config(vocab_size=1, placement=settings.placement).context
     check_outside(settings.data, settings.out or "runs")
-    data = prepare(settings.data, settings.tokenizer, context, progress, settings.column)
+    data, config = data_and_config(settings, progress)
     torch.manual_seed(settings.seed)
-    model = GPT(settings.model_config(data.vocab_size, settings.placement))
+    model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
     return fit(
         model,
         data,
@@ -67,6 +69,22 @@ def train(settings: TrainSettings, progress: bool = True) -> Run:
         made_by=settings.as_json(),
         **{field.name: getattr(settings, field.name) for field in fields(FitSettings)},
     )
+
+
+def data_and_config(settings: TrainSettings, progress: bool) -> tuple[TextData | ImageData, GPTConfig | ViTConfig]:
+    """What is read, and the model that fits it."""
+    if settings.reads_images:
+        settings.model_config(settings.placement)  # names what is wrong before any image is read
+        if settings.data == TrainSettings.data:
+            raise ValueError(
+                f"{settings.model} reads images; give --data: 'digits', a folder, parquet (docs/images.md)."
+            )
+        images = prepare_images(settings.data, settings.image_size, settings.augment, progress=progress)
+        of_data = {"classes": images.classes, "channels": images.channels, "image_size": images.image_size}
+        return images, settings.model_config(settings.placement, **of_data)
+    context = settings.model_config(settings.placement, vocab_size=1).context  # type: ignore[union-attr]
+    text = prepare(settings.data, settings.tokenizer, context, progress, settings.column)
+    return text, settings.model_config(settings.placement, vocab_size=text.vocab_size)
 
 
 def stored_settings(run: Run) -> TrainSettings:
@@ -82,8 +100,8 @@ def stored_settings(run: Run) -> TrainSettings:
 
 
 def fit(
-    model: GPT,
-    data: TextData,
+    model: GPT | ViT,
+    data: TextData | ImageData,
     optimizer: torch.optim.Optimizer,
     *,
     seed: int = 0,
@@ -136,7 +154,7 @@ def fit(
                 found = run.last_checkpoint()
                 run.rewind_log(found[0] if found else -1)
             else:
-                run.start(config, data.tokenizer.describe())
+                run.start(config, data.tokenizer.describe() if data.tokenizer else None)
             if progress:
                 print(announcement(config), file=sys.stderr, flush=True)
         fabric.barrier()
@@ -146,7 +164,11 @@ def fit(
             loop = Loop(fabric, model, data, optimizer, run, settings, seed)
             if resume:
                 loop.restore()
-            with loop.board, stop_requested() as stopping, progress_bar(run, settings.steps, show_here) as show:
+            with (
+                loop.board,
+                stop_requested() as stopping,
+                progress_bar(run, settings.steps, data.unit, show_here) as show,
+            ):
                 loop.run_to_end(stopping, show)
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"{str(error).splitlines()[0]} {last_good(run)}.") from error
@@ -247,12 +269,12 @@ def writing(run: Run, fabric: Fabric) -> Iterator[None]:
 class Objective(nn.Module):
     """model.loss as a forward pass, since Fabric applies precision (and DDP its hooks) to forward alone."""
 
-    def __init__(self, model: GPT):
+    def __init__(self, model: GPT | ViT):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.model.loss(x, y)
+    def forward(self, x: Tensor, y: Tensor, measure: bool = False) -> Tensor:
+        return self.model.measure(x, y) if measure else self.model.loss(x, y)
 
 
 class Loop:
@@ -261,8 +283,8 @@ class Loop:
     def __init__(
         self,
         fabric: Any,
-        model: GPT,
-        data: TextData,
+        model: GPT | ViT,
+        data: Any,
         optimizer: Any,
         run: Run,
         settings: FitSettings,
@@ -271,16 +293,13 @@ class Loop:
         self.fabric, self.model, self.data, self.run = fabric, model, data, run
         self.settings, self.seed = settings, seed
         self.accumulate = settings.accumulate or 1
+        self.speed = f"{data.unit}_per_s"
         self.several = fabric.world_size > 1
         self.sharded = settings.strategy == "fsdp"
         # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        most = settings.eval_tokens or None
-        self.held_out = {
-            name: replace(split, tokens=split.tokens[: most and most + 1])
-            for name, split in (("validation", data.validation), ("test", data.test))
-        }
+        self.validation, self.test = (split.beginning(settings.eval_tokens) for split in (data.validation, data.test))
         model.recompute = settings.recompute
         objective = Objective(model)
         compiled = settings.compile and can_compile()
@@ -384,7 +403,7 @@ class Loop:
                 raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
         gradients = self.gradients()
         validation = self.evaluation()
-        self.record(gradients, validation, self.result(validation["validation"]))
+        self.record(gradients, validation, self.result(validation))
         self.fabric.barrier()
 
     def no_sync(self, enabled: bool) -> Any:
@@ -402,8 +421,7 @@ class Loop:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         rank, processes = self.fabric.global_rank, self.fabric.world_size
-        batch = self.data.train.batch(self.seed, self.step, settings.batch_size)
-        mine = [t[rank::processes] for t in batch]
+        mine = self.data.train.batch(self.seed, self.step, settings.batch_size, slice(rank, None, processes))
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
@@ -433,12 +451,12 @@ class Loop:
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=self.step - len(losses) + 1):
             if not math.isfinite(loss + norm):
                 self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
-        tokens = (len(losses) - self.untimed) * self.settings.batch_size * self.data.context
+        units = (len(losses) - self.untimed) * self.settings.batch_size * self.data.per_sample
         row = {
             "loss": sum(losses) / len(losses),
             "grad_norm": max(norms),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "tokens_per_s": tokens / seconds,
+            self.speed: units / seconds,
         }
         clipped = sum(norm > self.settings.clip > 0 for norm in norms)
         counts = {"elapsed": self.elapsed, "count": len(losses), "clipped": clipped}
@@ -447,7 +465,7 @@ class Loop:
             curves={f"train/{name}": value for name, value in row.items()},
         )
         self.recent, self.untimed = [], 0
-        return row["loss"], row["tokens_per_s"]
+        return row["loss"], row[self.speed]
 
     def without_skipped(self, norms: list[float]) -> list[float]:
         """Zero where a gradient overflowed: the GradScaler skips such a step and scales less, until after a few."""
@@ -464,16 +482,18 @@ class Loop:
 
     def evaluation(self) -> dict[str, Any]:
         """The log row of the validation loss."""
-        validation = self.evaluate(self.held_out["validation"])
-        self.record(curves={"validation/loss": validation})
-        return {"event": "evaluation", "step": self.step, "validation": validation, "elapsed": self.elapsed}
+        found = self.evaluate(self.validation)
+        self.record(curves={f"validation/{name}": value for name, value in found.items()})
+        return {"event": "evaluation", "step": self.step, "elapsed": self.elapsed} | named("validation", found)
 
     def gradients(self) -> dict[str, Any]:
         """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
         self.model.eval()
         rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
-        rows = max(1, min(rows, HELD_TOKENS // self.data.context))
-        batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
+        config = self.model.config
+        tokens = config.tokens if isinstance(config, ViTConfig) else config.context
+        rows = max(1, min(rows, HELD_TOKENS // tokens))
+        batch = self.fabric.to_device(next(self.validation.whole(rows)))  # the same in all processes
         if self.sharded:  # its gradients are nowhere else
             with self.no_sync(False):
                 self.objective.module(*batch).backward()
@@ -488,43 +508,50 @@ class Loop:
         return {"event": "gradients", "step": self.step} | counts
 
     @torch.no_grad()
-    def evaluate(self, split: Windows) -> float:
-        """Mean loss over every target of a split, in nats; each process takes its rows of every batch."""
+    def evaluate(self, split: Any) -> dict[str, float]:
+        """Means over every target of a split: the loss in nats, and what else the model measures.
+
+        Each process takes its rows of every batch.
+        """
         self.model.eval()
         rank, processes = self.fabric.global_rank, self.fabric.world_size
-        total, count = 0.0, 0
-        for batch in split.whole(self.settings.batch_size // self.accumulate):
-            x, y = (t[rank::processes] for t in batch)
+        totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
+        for x, y in split.whole(self.settings.batch_size // self.accumulate, slice(rank, None, processes)):
             targets = int((y >= 0).sum())
-            loss = float(self.objective(*self.fabric.to_device((x, y))))
-            total += loss * targets if targets else 0.0  # rows of padding alone have no mean
+            means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
+            totals += means * targets if targets else 0.0  # rows of padding alone have no mean
             count += targets
-        total, count = self.over_all(total, "sum"), round(self.over_all(count, "sum"))
+        count = round(self.over_all(count, "sum"))
+        found = {
+            name: self.over_all(float(total), "sum") / count
+            for name, total in zip(self.model.measures, totals, strict=True)
+        }
         self.model.train()
-        if not math.isfinite(total):
-            self.diverge(self.step, f"the loss of the {split.name} split is {total}")
-        return total / count
+        if not math.isfinite(found["loss"]):
+            self.diverge(self.step, f"the loss of the {split.name} split is {found['loss']}")
+        return found
 
     def most_memory(self) -> int:
         """Of the process that held most."""
         here = max(self.peak_memory, peak_memory_bytes(self.fabric.device))
         return round(self.over_all(float(here), "max"))
 
-    def result(self, validation: float) -> dict[str, Any]:
+    def result(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """What the run reached and what it cost."""
-        test, memory = self.evaluate(self.held_out["test"]), self.most_memory()
+        test, memory = named("test", self.evaluate(self.test)), self.most_memory()
         if not self.fabric.is_global_zero:
             return {}
         rows = self.run.rows("train")
         states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        rates = sorted(row["tokens_per_s"] for row in rows if row["tokens_per_s"]) or [0.0]
+        rates = sorted(row[self.speed] for row in rows if row[self.speed]) or [0.0]
+        validation = {name: value for name, value in evaluation.items() if name.startswith("validation")}
         return {
             "event": "end",
             "step": self.step,
-            "validation": validation,
-            "test": test,
+            **validation,
+            **test,
             "train_seconds": self.elapsed,
-            "tokens_per_s": rates[len(rates) // 2],
+            self.speed: rates[len(rates) // 2],
             "clipped_share": sum(row["clipped"] for row in rows) / sum(row["count"] for row in rows),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "state_bytes": sum(v.numel() * v.element_size() for v in states),
@@ -532,20 +559,33 @@ class Loop:
         }
 
 
-def check_match(model: GPT, data: TextData, optimizer: torch.optim.Optimizer) -> None:
+def check_match(model: GPT | ViT, data: TextData | ImageData, optimizer: torch.optim.Optimizer) -> None:
     """ValueError if the model cannot read the data, or the optimizer is another model's."""
     own = set(model.parameters())
     if not all(p in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("the optimizer holds parameters that are not this model's; build it from the model you pass.")
-    if model.config.vocab_size < data.vocab_size:
-        raise ValueError(
-            f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
-            f"build the model with vocab_size={data.vocab_size} or more."
-        )
-    if model.config.context != data.context:
-        raise ValueError(
-            f"the model's context is {model.config.context}, the data was prepared for {data.context}; make them equal."
-        )
+    if isinstance(model, ViT) and isinstance(data, ImageData):
+        for name in ("classes", "channels", "image_size"):
+            if (wants := getattr(model.config, name)) != (has := getattr(data, name)):
+                raise ValueError(f"{name} is {wants} in the model and {has} in the data; make them equal.")
+    elif isinstance(model, GPT) and isinstance(data, TextData):
+        if model.config.vocab_size < data.vocab_size:
+            raise ValueError(
+                f"the model has a vocabulary of {model.config.vocab_size}, the data {data.vocab_size} symbols; "
+                f"build the model with vocab_size={data.vocab_size} or more."
+            )
+        if model.config.context != data.context:
+            raise ValueError(
+                f"the model's context is {model.config.context}, the data was prepared for {data.context}; "
+                "make them equal."
+            )
+    else:
+        raise ValueError(f"a {type(model).__name__} does not read {data.unit}; a GPT reads tokens, a ViT images.")
+
+
+def named(split: str, found: dict[str, float]) -> dict[str, float]:
+    """For a log row: the loss by the name of its split, the others by split and name."""
+    return {split if name == "loss" else f"{split}_{name}": value for name, value in found.items()}
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -12,15 +12,19 @@ from dnt.files import read_json, write_json
 from dnt.interchange.folder import drop_tied, fill, read_config, read_tensors, write_weights
 from dnt.interchange.gpt2 import load_gpt2
 from dnt.lookup import lookup
-from dnt.nn.config import GPTConfig
+from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.placement import Placement, Slots
+from dnt.nn.vit import ViT
 from dnt.runs import Run
 
-KINDS: dict[str, tuple[type[GPT], type[GPTConfig]]] = {"gpt": (GPT, GPTConfig)}
+KINDS: dict[str, tuple[type[GPT | ViT], type[GPTConfig | ViTConfig]]] = {
+    "gpt": (GPT, GPTConfig),
+    "vit": (ViT, ViTConfig),
+}
 
 
-def describe_model(model: GPT) -> dict[str, Any]:
+def describe_model(model: GPT | ViT) -> dict[str, Any]:
     """The kind and configuration of a model, as JSON."""
     kind = next((kind for kind, (cls, _) in KINDS.items() if type(model) is cls), None)
     if kind is None:
@@ -28,14 +32,14 @@ def describe_model(model: GPT) -> dict[str, Any]:
     return {"kind": kind} | asdict(model.config)
 
 
-def build_model(description: dict[str, Any]) -> GPT:
-    """A freshly initialized model of a description."""
+def build_model(description: dict[str, Any]) -> Any:
+    """A freshly initialized model, GPT or ViT, of a description."""
     cls, _ = KINDS[description["kind"]]
     return cls(build_config(description))
 
 
-def build_config(description: dict[str, Any]) -> GPTConfig:
-    """The configuration of a description."""
+def build_config(description: dict[str, Any]) -> Any:
+    """The configuration, GPTConfig or ViTConfig, of a description."""
     _, config_cls = KINDS[description["kind"]]
     given = {name: value for name, value in description.items() if name != "kind"}
     if isinstance(placement := given["placement"], dict):
@@ -45,7 +49,7 @@ def build_config(description: dict[str, Any]) -> GPTConfig:
     return config_cls(**given)
 
 
-def save(model: GPT, folder: str | Path) -> None:
+def save(model: GPT | ViT, folder: str | Path) -> None:
     """Write a model so that `load` can read it back."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +58,7 @@ def save(model: GPT, folder: str | Path) -> None:
     write_json(folder / "config.json", {"model": describe_model(model)})
 
 
-def load(folder: str | Path) -> GPT:
+def load(folder: str | Path) -> GPT | ViT:
     """The model of a run folder, or of one that `save` or transformers wrote (GPT-2, DNT), in evaluation mode."""
     folder = Path(folder)
     try:
@@ -67,7 +71,7 @@ def load(folder: str | Path) -> GPT:
         raise ValueError(f"{folder} is damaged, its weights do not fit its config.json ({reason}).") from None
 
 
-def load_run(run: Run) -> GPT:
+def load_run(run: Run) -> GPT | ViT:
     config = run.config
     if not run.weights.exists():
         raise ValueError(f"{run.path} has no model.safetensors yet; let the run reach its first checkpoint.")

@@ -135,7 +135,7 @@ def test_list_shows_every_row_of_every_table_with_formula_and_source(capfd, monk
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["list"]) == 0
     shown = capfd.readouterr().out
-    for name in (*dnt.PLACEMENTS, *dnt.NORMS, *dnt.OPTIMIZERS, *dnt.GPT_SIZES):
+    for name in (*dnt.PLACEMENTS, *dnt.NORMS, *dnt.OPTIMIZERS, *dnt.GPT_SIZES, *dnt.VIT_SIZES):
         assert name in shown
     assert (
         "x = N(embed); x + N(attn_qk(N(x))); x + N(mlp(x)); head(N(x))" in shown

@@ -170,8 +170,8 @@ def test_a_pickle_is_refused_and_never_opened(load, message, tmp_path):
         ({"attn_pdrop": 0.2}, "embd_pdrop 0.1, attn_pdrop 0.2, resid_pdrop 0.1; dnt.GPT has one rate"),
         ({"n_layer": 3}, "lacks the tensors transformer.h.2.attn.c_attn.bias"),
         ({"n_layer": 1}, "also has the tensors transformer.h.1.attn.c_attn.bias"),
-        ({"n_positions": 9}, "transformer.wpe.weight has shape (8, 16), config.json makes it (9, 16)"),
-        ({"n_inner": 32}, "transformer.h.0.mlp.c_fc.weight has shape (16, 64), config.json makes it (16, 32)"),
+        ({"n_positions": 9}, "transformer.wpe.weight has shape (8, 16), the model's is (9, 16)"),
+        ({"n_inner": 32}, "transformer.h.0.mlp.c_fc.weight has shape (16, 64), the model's is (16, 32)"),
         ({"tie_word_embeddings": False}, "lacks the tensors lm_head.weight"),
     ],
 )

@@ -24,7 +24,7 @@ def test_there_is_a_recipe_for_every_run_of_the_paper_and_both_readings_of_its_r
     assert len(RECIPES) == 3 * 2 * 3
     for name, recipe in RECIPES.items():
         _, size, rest = name.split("-", 2)
-        config = recipe.model_config(50257, recipe.placement)
+        config = recipe.model_config(recipe.placement, vocab_size=50257)
         assert (config.depth, config.dim, config.heads) == shapes[size] and config.vocab_size == 50304
         assert rest.startswith(recipe.placement) and recipe.optimizer in rest
         rates = {"adamw": 6e-4, "msgdw": 1.0, "averaged": 0.1}
@@ -55,7 +55,7 @@ def test_a_dry_run_builds_every_shape_without_memory(name):
     parameters = {"124m": 124, "774m": 773, "1.4b": 1437}[name.split("-")[1]]
     found = int(text.split(" parameters")[0].split()[-1].replace(",", ""))
     assert parameters <= found / 1e6 < parameters + 2
-    assert "480 x 1024 = 491,520 tokens; 3 sequences at a time in each of 8 processes" in text
+    assert "480 x 1024 = 491,520 tokens; 3 samples at a time in each of 8 processes" in text
     assert f"state {8 if 'adamw' in name else 4}.0 bytes a parameter" in text
 
 

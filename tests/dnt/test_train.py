@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,13 @@ def test_a_run_killed_between_checkpoints_resumes_to_bit_identical_weights(workp
     assert same_weights("killed", "whole")
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 def adamw(model: dnt.GPT) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
@@ -213,7 +221,7 @@ def adamw(model: dnt.GPT) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("make", "compiled"), [(tiny_msgdw, False), (adamw, False), pytest.param(tiny_msgdw, True, marks=needs_compiler)]
 )
-def test_fit_resumes_in_python_too(workplace, make, compiled):
+def test_fit_resumes_in_python_too(workplace, two_threads, make, compiled):
     """With several threads too: an order of summation that varies between processes would show."""
     options = OPTIONS | {"checkpoint_every": 3, "compile": compiled}
 

@@ -59,11 +59,7 @@ def cache_root() -> Path:
 
 def find_source(name: str) -> Source:
     """The source of a data name; ValueError with the nearest name if there is none."""
-    if "://" in name:
-        raise ValueError(
-            f"{redacted(name)!r} is a URL, which is not read; give OWNER/NAME of the Hugging Face hub, or download it "
-            "and give the file."
-        )
+    check_no_url(name)
     if name == "owt":
         return remote_source(hub.OWT, nanogpt_split=True)
     root = Path(sysconfig.get_path("stdlib")) if name == "stdlib" else Path(name)
@@ -75,11 +71,25 @@ def find_source(name: str) -> Source:
         return bin_source(name, root.parent, root.name)
     if hub.ID.fullmatch(name) and not root.parent.exists() and format_of(root) is None and root.suffix != ".txt":
         return remote_source(name)
-    there = ["stdlib", "owt", *(str(Path(name).with_name(path.name)) for path in root.parent.glob("*"))]
+    raise no_data(
+        name, ["stdlib", "owt"], "a file of text, parquet, JSON lines or .bin, a folder of them, 'stdlib', 'owt'"
+    )
+
+
+def check_no_url(name: str) -> None:
+    if "://" in name:
+        raise ValueError(
+            f"{redacted(name)!r} is a URL, which is not read; give OWNER/NAME of the Hugging Face hub, or download it "
+            "and give the file."
+        )
+
+
+def no_data(name: str, embedded: list[str], kinds: str) -> ValueError:
+    """The error for a name that means nothing, with the nearest name that would."""
+    there = [*embedded, *(str(Path(name).with_name(path.name)) for path in Path(name).parent.glob("*"))]
     near = get_close_matches(name, there, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"no data at {name!r}. Did you mean {near!r}? Give a file of text, parquet, JSON lines or .bin, a folder of "
-        "them, OWNER/NAME of the Hugging Face hub, 'owt', or 'stdlib'."
+    return ValueError(
+        f"no data at {name!r}. Did you mean {near!r}? Give {kinds}, or OWNER/NAME of the Hugging Face hub."
     )
 
 

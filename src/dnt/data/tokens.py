@@ -2,8 +2,9 @@
 # B batch, T tokens (the context)
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,14 +49,21 @@ class Windows:
             starts[here] = offset + order[windows[here]] * self.context
         return starts
 
-    def batch(self, seed: int, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, (B, T) int64 each, of one training step."""
-        samples = np.arange(step * batch_size, (step + 1) * batch_size)
-        rows = self.tokens[self.starts(samples, seed)[:, None] + np.arange(self.context + 1)].astype(np.int64)
-        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(rows[:, 1:].copy())
+    def batch(self, seed: int, step: int, batch_size: int, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, (B, T) int64 each, of one training step, or of some rows of it."""
+        samples = np.arange(step * batch_size, (step + 1) * batch_size)[rows]
+        drawn = self.tokens[self.starts(samples, seed)[:, None] + np.arange(self.context + 1)].astype(np.int64)
+        return torch.from_numpy(drawn[:, :-1].copy()), torch.from_numpy(drawn[:, 1:].copy())
 
-    def whole(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The stream once, every target exactly once, in batches (B, T) of one shape; padding has target -1."""
+    def beginning(self, targets: int) -> "Windows":
+        """The first so many targets alone; all if 0."""
+        return replace(self, tokens=self.tokens[: (targets and targets + 1) or None])
+
+    def whole(self, batch_size: int, rows: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """The stream once, every target exactly once, in batches (B, T) of one shape, of which `rows` are given.
+
+        Padding has target -1.
+        """
         targets = len(self.tokens) - 1
         per_batch = batch_size * self.context
         for start in range(0, targets, per_batch):
@@ -63,8 +71,8 @@ class Windows:
             x, y = np.zeros(per_batch, np.int64), np.full(per_batch, -1, np.int64)
             x[: len(part) - 1], y[: len(part) - 1] = part[:-1], part[1:]
             yield (
-                torch.from_numpy(x.reshape(batch_size, self.context)),
-                torch.from_numpy(y.reshape(batch_size, self.context)),
+                torch.from_numpy(x.reshape(batch_size, self.context)[rows]),
+                torch.from_numpy(y.reshape(batch_size, self.context)[rows]),
             )
 
 
@@ -84,6 +92,12 @@ class TextData:
     train: Windows
     validation: Windows
     test: Windows
+    unit: ClassVar[str] = "tokens"
+
+    @property
+    def per_sample(self) -> int:
+        """Units in a sample."""
+        return self.context
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -34,7 +34,7 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     cells = list(grid(settings))
     folder = Path(settings.out or f"runs/compare-{Path(settings.data).resolve().stem}")
     check_outside(settings.data, folder)
-    data = prepare_text(settings.data, settings.tokenizer, column=settings.column).describe()
+    data = described(settings)
     if not settings.lr and shared_by_all(settings) != asdict(Recipe()):
         print(
             "dnt: learning rates of the default job; a list for each cell (--lr) tunes them for this.", file=sys.stderr
@@ -48,6 +48,15 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
 
     write_report(folder)
     return Comparison(folder)
+
+
+def described(settings: CompareSettings) -> dict[str, Any]:
+    """The data that all cells read, prepared."""
+    if settings.reads_images:
+        from dnt.data.images import prepare_images  # imports torch
+
+        return prepare_images(settings.data, settings.image_size, settings.augment).describe()
+    return prepare_text(settings.data, settings.tokenizer, column=settings.column).describe()
 
 
 def shared_by_all(settings: CompareSettings) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
     rates = numbers_by_key(settings.lr, settings, "lr")
     decays = numbers_by_key(settings.weight_decay, settings, "weight-decay")
     for placement, optimizer, seed in product(settings.placements, settings.optimizers, settings.seeds):
-        settings.model_config(vocab_size=1, placement=placement)  # names what is wrong with it
+        settings.model_config(placement)  # names what is wrong with it
         keys = (f"{placement}/{optimizer}", optimizer)  # the closer one first
         for lr, decay in product(
             chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
@@ -114,7 +123,7 @@ def check_same(folder: Path, settings: CompareSettings, data: dict[str, Any]) ->
         config = Run(path.parent).config
         asked = config.get("settings") or {}
         for name, now in (*recipe.items(), ("sha256", data["sha256"])):
-            before = config["data"]["sha256"] if name == "sha256" else asked.get(name)
+            before = config["data"]["sha256"] if name == "sha256" else asked.get(name, getattr(Recipe, name))
             if name not in ("precision", *HOW) and before != now:
                 raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
         precision = config["training"]["precision"]

@@ -88,13 +88,13 @@ def fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder
     for what, names in left.items():
         if names:
             some = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ValueError(f"{folder} {what} the tensors {some}; these weights are not of the model in config.json.")
+            raise ValueError(f"{folder} {what} the tensors {some}; these weights are not of this model.")
     for name, parameter in parameters.items():
         tensor = tensors[name]
         if tensor.shape != parameter.shape:
             raise ValueError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json makes it {tuple(parameter.shape)}; "
-                "these weights are not of the model in config.json."
+                f"{folder}: {name} has shape {tuple(tensor.shape)}, the model's is {tuple(parameter.shape)}; "
+                "these weights are not of this model."
             )
         if tensor.dtype not in READABLE:
             raise ValueError(f"{folder}: {name} is {tensor.dtype}; save the model as float32, bfloat16 or float16.")

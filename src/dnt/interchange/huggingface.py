@@ -90,7 +90,9 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
     @classmethod
     def from_dnt(cls, source: GPT | str | Path) -> "DNTForCausalLM":
         """Around a model (not a copy of it), or the one that dnt.load finds in a folder; in evaluation mode."""
-        gpt = source if isinstance(source, GPT) else load(source)
+        gpt = load(source) if isinstance(source, str | Path) else source
+        if not isinstance(gpt, GPT):
+            raise ValueError(f"got a {type(gpt).__name__}; DNTForCausalLM wraps a dnt.GPT, or that of a folder.")
         with torch.device("meta"):
             model = cls(DNTConfig(**asdict(gpt.config)))
         model.gpt = gpt

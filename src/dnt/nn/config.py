@@ -1,6 +1,7 @@
 """What fixes a model, and the named sizes: pure data, no torch."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dnt.lookup import lookup
@@ -9,10 +10,44 @@ from dnt.nn.placement import Placement, placement_named
 ACTIVATIONS = ("gelu", "gelu-tanh", "relu", "swiglu")
 INITS = ("dnt", "gpt2")
 POSITIONS = ("learned", "rope")
+IMAGE_POSITIONS = ("learned", "sincos")
+POOLS = ("cls", "mean")
 
 
 def check_choice(name: str, known: tuple[str, ...], what: str) -> None:
     lookup(dict.fromkeys(known), name, what)
+
+
+def check_counts(config: "GPTConfig | ViTConfig", *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1.")
+
+
+def check_divides(part: str, whole: str, config: "GPTConfig | ViTConfig") -> None:
+    wish, n = getattr(config, part), getattr(config, whole)
+    if n % wish:
+        near = min((d for d in range(1, n + 1) if n % d == 0), key=lambda d: abs(d - wish))
+        raise ValueError(f"{part}={wish} does not divide {whole}={n}. Nearest that does: {part}={near}.")
+
+
+def check_blocks(config: "GPTConfig | ViTConfig") -> None:
+    """ValueError for what no Transformer can be built from; the fields that GPTConfig and ViTConfig share."""
+    placement_named(config.placement)
+    check_choice(config.activation, ACTIVATIONS, "activation")
+    check_choice(config.init, INITS, "init")
+    check_counts(config, "depth", "dim", "heads")
+    check_divides("heads", "dim", config)
+    if config.kv_heads is not None and (config.kv_heads < 1 or config.heads % config.kv_heads):
+        raise ValueError(f"kv_heads={config.kv_heads} does not divide heads={config.heads}; choose one that does.")
+    if config.hidden < 1 or config.init_std < 0 or config.norm_eps < 0:
+        raise ValueError(
+            f"mlp_ratio is {config.mlp_ratio}, init_std {config.init_std}, norm_eps {config.norm_eps}; "
+            "mlp_ratio * dim must be at least 1, the others at least 0."
+        )
+    for field in ("dropout", "drop_path"):
+        if not 0 <= getattr(config, field) < 1:
+            raise ValueError(f"{field} is {getattr(config, field)}; it must be in [0, 1).")
 
 
 @dataclass(frozen=True)
@@ -48,31 +83,14 @@ class GPTConfig:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        placement_named(self.placement)
-        check_choice(self.activation, ACTIVATIONS, "activation")
-        check_choice(self.init, INITS, "init")
+        check_blocks(self)
         check_choice(self.positions, POSITIONS, "positions")
-        for field in ("vocab_size", "context", "depth", "dim", "heads"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1.")
-        if self.dim % self.heads:
-            near = min((h for h in range(1, self.dim + 1) if self.dim % h == 0), key=lambda h: abs(h - self.heads))
-            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}. Nearest that does: heads={near}.")
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
-            raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}; choose one that does.")
+        check_counts(self, "vocab_size", "context")
         if self.positions == "rope" and (self.head_dim % 2 or self.rope_base <= 0):
             raise ValueError(
                 f"rope turns pairs: the head width dim / heads = {self.head_dim} must be even, and rope_base "
                 f"({self.rope_base}) positive."
             )
-        if self.hidden < 1 or self.init_std < 0 or self.norm_eps < 0:
-            raise ValueError(
-                f"mlp_ratio is {self.mlp_ratio}, init_std {self.init_std}, norm_eps {self.norm_eps}; "
-                "mlp_ratio * dim must be at least 1, the others at least 0."
-            )
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be in [0, 1).")
 
     @property
     def head_dim(self) -> int:
@@ -84,6 +102,78 @@ class GPTConfig:
         return int(self.mlp_ratio * self.dim)
 
 
+@dataclass(frozen=True)
+class ViTConfig:
+    """A classifier of images, or of volumes.
+
+    image_size: edge of a square image or cubic volume, in pixels; patch_size: that of a patch. channels: of the image.
+    classes: how many scores it gets. bias: of linear layers, the patch embedding, the head and LayerNorms. positions:
+    learned, the class token's too, or sincos (1706.03762 for each axis), which the patches alone have. pool: what the
+    head reads after the final norm, the class token or the mean of the patches; "mean" has no class token. in_dims: 2
+    for images, 3 for volumes. The other fields are those of GPTConfig.
+    """
+
+    image_size: int
+    patch_size: int
+    channels: int
+    classes: int
+    depth: int
+    dim: int
+    heads: int
+    placement: str | Placement = "dnt"
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    bias: bool = False
+    init: str = "dnt"
+    init_std: float = 0.02
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    positions: str = "learned"
+    pool: str = "cls"
+    in_dims: int = 2
+    kv_heads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_blocks(self)
+        check_choice(self.positions, IMAGE_POSITIONS, "positions")
+        check_choice(self.pool, POOLS, "pool")
+        check_counts(self, "image_size", "patch_size", "channels", "classes")
+        check_divides("patch_size", "image_size", self)
+        if self.in_dims not in (2, 3):
+            raise ValueError(f"in_dims is {self.in_dims}; it must be 2 (images) or 3 (volumes).")
+        if self.positions == "sincos" and self.dim % (2 * self.in_dims):
+            raise ValueError(
+                f"sincos has a sine and a cosine for each of {self.in_dims} axes: dim={self.dim} must be a multiple of "
+                f"{2 * self.in_dims}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the feed-forward branch."""
+        return int(self.mlp_ratio * self.dim)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image: channels, then an edge for each axis."""
+        return (self.channels, *[self.image_size] * self.in_dims)
+
+    @property
+    def side(self) -> int:
+        """Patches along an edge."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Patches, and the class token if there is one."""
+        return self.side**self.in_dims + (self.pool == "cls")
+
+
 GPT_SIZES: dict[str, GPTConfig] = {
     "gpt-tiny": GPTConfig(vocab_size=256, context=64, depth=4, dim=128, heads=4),
     "gpt2-small": GPTConfig(vocab_size=50257, context=1024, depth=12, dim=768, heads=12),
@@ -92,13 +182,44 @@ GPT_SIZES: dict[str, GPTConfig] = {
 }
 
 
+IMAGENET = partial(ViTConfig, image_size=224, channels=3, classes=1000)
+VIT_SIZES: dict[str, ViTConfig] = {
+    "vit-tiny": IMAGENET(patch_size=16, depth=12, dim=192, heads=3),
+    "vit-small": IMAGENET(patch_size=16, depth=12, dim=384, heads=6),
+    "vit-base": IMAGENET(patch_size=16, depth=12, dim=768, heads=12),
+    "vit-large": IMAGENET(patch_size=16, depth=24, dim=1024, heads=16),
+    "vit-huge": IMAGENET(patch_size=14, depth=32, dim=1280, heads=16),
+}
+
+
 def gpt_config(size: str, **fields: Any) -> GPTConfig:
     """A named size with any field of GPTConfig changed."""
     return replace(lookup(GPT_SIZES, size, "model"), **fields)
 
 
+def vit_config(size: str, **fields: Any) -> ViTConfig:
+    """A named size with any field of ViTConfig changed."""
+    return replace(lookup(VIT_SIZES, size, "model"), **fields)
+
+
 def gpt_parameters(config: GPTConfig) -> int:
     """Number of parameters in closed form, tied ones once (checked against the built models)."""
+    positions = config.context if config.positions == "learned" else 0
+    embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + positions) * config.dim
+    return embeddings + block_parameters(config)
+
+
+def vit_parameters(config: ViTConfig) -> int:
+    """Number of parameters in closed form (checked against the built models)."""
+    patches = config.dim * (config.channels * config.patch_size**config.in_dims + config.bias)
+    positions = config.dim * (config.tokens if config.positions == "learned" else 0)
+    class_token = config.dim if config.pool == "cls" else 0
+    head = config.classes * (config.dim + config.bias)
+    return patches + positions + class_token + head + block_parameters(config)
+
+
+def block_parameters(config: GPTConfig | ViTConfig) -> int:
+    """Of all blocks, and of the norms before and after them."""
     placement = placement_named(config.placement)
     with_bias = config.bias
     norm = config.dim * (2 if with_bias and config.norm == "layernorm" else 1)
@@ -109,6 +230,4 @@ def gpt_parameters(config: GPTConfig) -> int:
     mlp = up * (config.dim + with_bias) + config.dim * (config.hidden + with_bias)
     norms = sum(slots.pre + slots.mid + slots.post for slots in (placement.attn, placement.mlp)) * norm
     block = attention + mlp + norms + (2 * qk_norm if placement.qk else 0)
-    positions = config.context if config.positions == "learned" else 0
-    embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + positions) * config.dim
-    return embeddings + config.depth * block + (placement.input + placement.final) * norm
+    return config.depth * block + (placement.input + placement.final) * norm

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.nn.init import initialize
-from dnt.nn.layers import MLP, Attention, Block, DropPath, KeyValueCache, rotation
+from dnt.nn.layers import KeyValueCache, rotation, stack
 from dnt.nn.norms import NORMS
 from dnt.nn.placement import placement_named
 
@@ -36,24 +36,7 @@ class GPT(nn.Module):
             self.positions = nn.Embedding(config.context, config.dim)
         self.input_norm = norm(config.dim) if placement.input else nn.Identity()
         self.drop = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                placement,
-                norm,
-                config.dim,
-                Attention(
-                    config.dim,
-                    config.heads,
-                    config.kv_heads or config.heads,
-                    norm if placement.qk else None,
-                    config.bias,
-                    config.dropout,
-                ),
-                MLP(config.dim, config.hidden, config.activation, config.bias),
-                nn.Sequential(nn.Dropout(config.dropout), DropPath(config.drop_path * i / max(1, config.depth - 1))),
-            )
-            for i in range(config.depth)
-        )
+        self.blocks = stack(config, norm, causal=True)
         self.final_norm = norm(config.dim) if placement.final else nn.Identity()
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -120,6 +103,12 @@ class GPT(nn.Module):
         chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
         total = sum(checkpoint(self.cross_entropy, *chunk, "sum", use_reentrant=False) for chunk in chunks)
         return total / (targets_N >= 0).sum()
+
+    measures: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def measure(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """What an evaluation reports, means over the targets, by the names in `measures`; (1,) tensor."""
+        return self.loss(tokens_BT, targets_BT)[None]
 
     def cross_entropy(self, hidden_ND: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
         """Of the head's predictions, at least in float32."""

@@ -1,8 +1,8 @@
 """Every initialization rule. A parameter that no rule claims is an error.
 
-Matrices and embeddings are N(0, std), gains 1, biases 0. GPT-2 divides the last matrix of every branch, W_o and W_2,
-by sqrt(2 depth), so that 2 depth branches add up to the size of one. A MidNorm undoes that factor and only brings the
-branch nearer to its eps, hence two rules:
+Matrices, embeddings, the kernel of patches and the class token are N(0, std), gains 1, biases 0. GPT-2 divides the last
+matrix of every branch, W_o and W_2, by sqrt(2 depth), so that 2 depth branches add up to the size of one. A MidNorm
+undoes that factor and only brings the branch nearer to its eps, hence two rules:
 
     dnt    divide where no MidNorm follows (the same as gpt2 for every placement without MidNorm)
     gpt2   divide always
@@ -13,7 +13,7 @@ import math
 import torch
 from torch import nn
 
-from dnt.nn.layers import Sublayer
+from dnt.nn.layers import ClassToken, Sublayer
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def initialize(model: nn.Module, depth: int, std: float, rule: str) -> None:
     claimed: set[nn.Parameter] = set()
     for module in model.modules():
         match module:
-            case nn.Linear() | nn.Embedding():
+            case nn.Linear() | nn.Embedding() | nn.Conv2d() | nn.Conv3d() | ClassToken():
                 if module.weight not in claimed:  # a tied head is the embedding, already drawn
                     nn.init.normal_(module.weight, std=std)
             case nn.LayerNorm() | nn.RMSNorm():

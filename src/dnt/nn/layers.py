@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.norms import MakeNorm
-from dnt.nn.placement import Placement, Slots
+from dnt.nn.placement import Placement, Slots, placement_named
 
 
 class SwiGLU(nn.Module):
@@ -57,6 +58,17 @@ def rotate(x_BHTK: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
+class ClassToken(nn.Module):
+    """One learned token before the others."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return torch.cat([self.weight.expand(len(x_BTD), 1, -1), x_BTD], dim=1)
+
+
 class KeyValueCache:
     """The keys and values of the tokens one attention layer has seen, each (B, H, t, K)."""
 
@@ -76,14 +88,23 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention W_o softmax(q k^T / sqrt(K)) v.
+    """Self-attention W_o softmax(q k^T / sqrt(K)) v; if causal, no token sees a later one.
 
     With QKNorm each head's q and k are normalized over K, then turned by their rotary positions if there are any.
     """
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, qk_norm: MakeNorm | None, bias: bool, dropout: float):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        qk_norm: MakeNorm | None,
+        bias: bool,
+        dropout: float,
+        causal: bool = True,
+    ):
         super().__init__()
-        self.heads, self.kv_heads, self.dropout = heads, kv_heads, dropout
+        self.heads, self.kv_heads, self.dropout, self.causal = heads, kv_heads, dropout, causal
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * (dim // heads), bias=bias)
         self.q_norm = qk_norm(dim // heads) if qk_norm else nn.Identity()
         self.k_norm = qk_norm(dim // heads) if qk_norm else nn.Identity()
@@ -96,7 +117,7 @@ class Attention(nn.Module):
         rotation: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """rotation: of the new tokens. mask (T, S) or (B, 1, T, S): which keys each may see; causal if not given."""
+        """rotation: of the new tokens. mask (T, S) or (B, 1, T, S): which keys each may see, causal or not."""
         qkv = self.qkv(x_BTD).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
         q, k, v = (t.transpose(-2, -3) for t in (self.q_norm(q), self.k_norm(k), v))
@@ -113,7 +134,7 @@ class Attention(nn.Module):
                 v.to(dtype),
                 attn_mask=mask,
                 dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask is None and q.shape[-2] > 1,  # a single token sees all that came before
+                is_causal=self.causal and mask is None and q.shape[-2] > 1,  # a single token sees all that came before
                 enable_gqa=self.kv_heads < self.heads,
             )
         return self.out(heads_BHTK.to(v.dtype).transpose(-2, -3).flatten(-2))
@@ -159,3 +180,27 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
         return self.mlp(self.attn(x_BTD, **context))
+
+
+def stack(config: GPTConfig | ViTConfig, norm: MakeNorm, causal: bool) -> nn.ModuleList:
+    """The blocks of a model."""
+    placement = placement_named(config.placement)
+    return nn.ModuleList(
+        Block(
+            placement,
+            norm,
+            config.dim,
+            Attention(
+                config.dim,
+                config.heads,
+                config.kv_heads or config.heads,
+                norm if placement.qk else None,
+                config.bias,
+                config.dropout,
+                causal,
+            ),
+            MLP(config.dim, config.hidden, config.activation, config.bias),
+            nn.Sequential(nn.Dropout(config.dropout), DropPath(config.drop_path * i / max(1, config.depth - 1))),
+        )
+        for i in range(config.depth)
+    )

@@ -92,7 +92,7 @@ def colored(cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, dict[str, Any]]]:
 
 
 def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
-    figure = styled(title, "loss (nats a token)")
+    figure = styled(title, "loss (nats)")
     for cell, line in colored(cells):
         for i, run in enumerate(cell.best.runs):
             for event, value, mode in (("train", "loss", "lines"), ("evaluation", "validation", "markers")):
@@ -112,7 +112,7 @@ def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
 
 
 def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
-    figure = styled("learning rate", "validation loss (nats a token)")
+    figure = styled("learning rate", "validation loss (nats)")
     figure.update_xaxes(type="log")
     for cell, line in colored(cells):
         decays = sorted({setting.weight_decay for setting in cell.settings})

@@ -13,6 +13,8 @@ from rich.table import Table
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
 from dnt.runs import Run
 
+A_UNIT = {"tokens": "a token", "images": "an image"}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -109,7 +111,7 @@ class Comparison:
         first, rest = ranked[0], ranked[1:]
         if first.best.diverged:
             return "Every cell diverged."
-        parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats a token"]
+        parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats {A_UNIT[self.unit]}"]
         parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
         seeds = min(len(cell.best.ends) for cell in self.cells)
         basis = "One seed: suggestive, not evidence." if seeds == 1 else f"Means of {seeds} seeds."
@@ -127,11 +129,17 @@ class Comparison:
         holds = "holds" if gap <= 0 else "does not hold"
         return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({gap:+.1%}). "
 
+    @property
+    def unit(self) -> str:
+        """What a second of training is counted in: tokens or images."""
+        return "images" if any("images_per_s" in end for cell in self.cells for end in cell.best.ends) else "tokens"
+
     def columns(self) -> list[str]:
         return [
-            "placement", "optimizer", "lr", "wd", "test loss", "validation", "seeds",
-            "clipped", "state B/param", "peak memory", "tokens/s", "time",
-        ]  # fmt: skip
+            *("placement", "optimizer", "lr", "wd", "test loss", "validation"),
+            *(("test top-1",) if self.unit == "images" else ()),
+            *("seeds", "clipped", "state B/param", "peak memory", f"{self.unit}/s", "time"),
+        ]
 
     def rows(self) -> list[list[str]]:
         """The table, each cell at the learning rate and decay with its lowest validation loss."""
@@ -140,7 +148,10 @@ class Comparison:
             best = cell.best
             spread = f" ± {best.test_spread:.3f}" if best.test_spread is not None else ""
             row = [cell.placement, cell.optimizer, f"{best.lr:g}{' (edge)' if cell.at_edge else ''}"]
-            row += [f"{best.weight_decay:g}", f"{best.test:.3f}{spread}", f"{best.validation:.3f}", f"{len(best.ends)}"]
+            row += [f"{best.weight_decay:g}", f"{best.test:.3f}{spread}", f"{best.validation:.3f}"]
+            if self.unit == "images":
+                row.append("" if best.diverged else f"{best.average('test_top1'):.1%}")
+            row.append(f"{len(best.ends)}")
             if best.diverged:
                 row += ["diverged", *[""] * 4]
             else:
@@ -148,7 +159,7 @@ class Comparison:
                     f"{best.average('clipped_share'):.0%}",
                     f"{best.average('state_bytes') / best.average('parameters'):.1f}",
                     f"{best.average('peak_memory_bytes') / 2**20:,.0f} MiB",
-                    f"{best.average('tokens_per_s'):,.0f}",
+                    f"{best.average(f'{self.unit}_per_s'):,.0f}",
                     f"{best.average('train_seconds'):.0f} s",
                 ]
             rows.append(row)
@@ -169,8 +180,8 @@ class Comparison:
         """For a terminal."""
         config = self.cells[0].best.runs[0].config
         data, found = config["data"], config["training"]["precision"]
-        tokens = f"{data['tokens']['train']:,} training tokens" if "tokens" in data else ""
-        table = Table(*self.columns(), caption=f"{data['name']}: {tokens}, sha256 {data['sha256'][:16]}; {found}")
+        amount = f"{data[self.unit]['train']:,} training {self.unit}" if self.unit in data else ""
+        table = Table(*self.columns(), caption=f"{data['name']}: {amount}, sha256 {data['sha256'][:16]}; {found}")
         for row in self.rows():
             table.add_row(*row)
         return table

@@ -1,0 +1,111 @@
+"""ViT with any placement: a classifier of images or volumes (V-DNT when the placement is "dnt")."""
+# B batch, C channels, S the axes of an image (H W, or D H W), T tokens, D width
+
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dnt.lookup import lookup
+from dnt.nn.config import ViTConfig, vit_config
+from dnt.nn.init import initialize
+from dnt.nn.layers import ClassToken, stack
+from dnt.nn.norms import NORMS
+from dnt.nn.placement import placement_named
+
+PATCH_EMBEDDINGS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ViT(nn.Module):
+    """Patches and class token plus positions, `depth` blocks whose tokens see each other, a linear head (2010.11929).
+
+    With placement="pre-ln", norm="layernorm", bias=True it is timm's VisionTransformer, with pool="mean" the one that
+    has no class token and its final norm before the pooling (fc_norm=False).
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.config = config
+        placement = placement_named(config.placement)
+        norm = partial(lookup(NORMS, config.norm, "norm"), eps=config.norm_eps, bias=config.bias)
+        self.patches = PATCH_EMBEDDINGS[config.in_dims](
+            config.channels, config.dim, config.patch_size, stride=config.patch_size, bias=config.bias
+        )
+        self.class_token = ClassToken(config.dim) if config.pool == "cls" else nn.Identity()
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.tokens, config.dim)
+        self.input_norm = norm(config.dim) if placement.input else nn.Identity()
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = stack(config, norm, causal=False)
+        self.final_norm = norm(config.dim) if placement.final else nn.Identity()
+        self.head = nn.Linear(config.dim, config.classes, bias=config.bias)
+        self.recompute = False  # as in GPT
+        initialize(self, config.depth, config.init_std, config.init)
+
+    def forward(self, images_BCS: Tensor) -> Tensor:
+        """images (B, C, H, W), or (B, C, D, H, W) for in_dims=3, float -> scores (B, classes)."""
+        x_BTD = self.hidden(images_BCS)
+        return self.head(x_BTD[:, 0] if self.config.pool == "cls" else x_BTD.mean(1))
+
+    def hidden(self, images_BCS: Tensor) -> Tensor:
+        """What is pooled, (B, T, D): after the final norm, the class token first if there is one."""
+        config = self.config
+        if images_BCS.shape[1:] != config.image_shape:
+            known = ", ".join(map(str, config.image_shape))
+            raise ValueError(f"got images of shape {tuple(images_BCS.shape)}; this model reads (B, {known}).")
+        x_BTD = self.patches(images_BCS).flatten(2).transpose(1, 2)
+        if config.positions == "learned":
+            x_BTD = self.class_token(x_BTD) + self.positions.weight
+        else:
+            positions = sincos(config.side, config.in_dims, config.dim, images_BCS.device)
+            x_BTD = self.class_token(x_BTD + positions.to(self.patches.weight.dtype))
+        x_BTD = self.drop(self.input_norm(x_BTD))
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD)
+        return self.final_norm(x_BTD)
+
+    measures: ClassVar[tuple[str, ...]] = ("loss", "top1", "top5")
+
+    def measure(self, images_BCS: Tensor, labels_B: Tensor) -> Tensor:
+        """What an evaluation reports, means over the labels that are not -1, by the names in `measures`; (3,) tensor.
+
+        top1, top5: the share of labels that have the highest score, or one of the five highest.
+        """
+        scores = self(images_BCS).to(torch.float32)
+        there = labels_B >= 0
+        best = (scores.topk(min(5, scores.shape[-1])).indices == labels_B[:, None]) & there[:, None]
+        loss = F.cross_entropy(scores, labels_B, ignore_index=-1)
+        return torch.stack([loss, best[:, 0].sum() / there.sum(), best.sum() / there.sum()])
+
+    def loss(self, images_BCS: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, at least in float32; () tensor.
+
+        labels: class ids (B,) int64, of which -1 is ignored, or probabilities (B, classes) float.
+        """
+        scores = self(images_BCS)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        soft = labels.ndim == 2
+        return F.cross_entropy(scores, labels.to(scores.dtype) if soft else labels, ignore_index=-1)
+
+
+def sincos(side: int, axes: int, width: int, device: torch.device) -> Tensor:
+    """(T, D) float32: the sines, then the cosines, of coordinate * 10000^(-i / F) for each axis and i < F = D / 2 axes.
+
+    The T = side^axes points of a grid, the last coordinate fastest (1706.03762; per axis as in 2111.06377).
+    """
+    count = width // (2 * axes)
+    frequencies = 10_000.0 ** (-torch.arange(count, device=device) / count)
+    coordinates = torch.cartesian_prod(*[torch.arange(side, device=device)] * axes)
+    angles = coordinates[:, :, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(1)
+
+
+def vit(size: str, **fields: Any) -> ViT:
+    """A ViT of a named size (vit-tiny, -small, -base, -large, -huge) with any field of ViTConfig changed."""
+    return ViT(vit_config(size, **fields))
