@@ -5,7 +5,7 @@ from dataclasses import asdict
 import torch
 
 from dnt.data.tokenizers import parse_spec, ready_made
-from dnt.nn.config import VIT_SIZES, GPTConfig
+from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
@@ -22,7 +22,8 @@ def plan(settings: TrainSettings) -> str:
         raise ValueError("--dry-run says what a new run would be; to go on with one, drop it.")
     settings.check()
     check_combination(settings, settings.precision)
-    processes = (settings.devices or 1) * (settings.nodes or 1)
+    processes = settings.processes
+    company = f"each of {processes} processes ({settings.strategy or 'ddp'})" if processes > 1 else "one process"
     rows = settings.batch_size // (processes * (settings.accumulate or 1))
     if settings.reads_images:
         size = VIT_SIZES[settings.model]
@@ -61,8 +62,8 @@ def plan(settings: TrainSettings) -> str:
         f"{settings.floor:g}, clip {settings.clip:g}",
         "data": f"{settings.data}, "
         + (f"augmentation {settings.augment}" if settings.reads_images else f"tokenizer {settings.tokenizer}"),
-        "step": f"{settings.batch_size} x {tokens} = {step:,} tokens; {rows} samples at a time in each of "
-        f"{processes} processes ({settings.strategy or 'ddp'}, precision {settings.precision})",
+        "step": f"{settings.batch_size} x {tokens} = {step:,} tokens; {rows} samples at a time in "
+        f"{company}, precision {settings.precision}",
         "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
         "operations (6 a parameter and token)",
         "memory": f"{held / 2**30:.2f} GiB of weights, gradients and optimizer state in each process, and activations",
@@ -73,8 +74,11 @@ def plan(settings: TrainSettings) -> str:
 def vocab_size_of(spec: str) -> int:
     """Of a tokenizer, without its data; ValueError where only that tells."""
     kind, argument = parse_spec(spec)
-    if kind == "char":
-        raise ValueError("how many characters there are depends on the data; a dry run needs another --tokenizer.")
     if isinstance(argument, int):
         return argument
-    return ready_made(spec).vocab_size if kind == "file" else {"byte": 256, "gpt2": 50257}[kind]  # type: ignore
+    if kind == "gpt2":  # whose ranks may have to be downloaded
+        return GPT_SIZES["gpt2-small"].vocab_size
+    tokenizer = ready_made(spec)
+    if tokenizer is None:
+        raise ValueError("how many characters there are depends on the data; a dry run needs another --tokenizer.")
+    return tokenizer.vocab_size

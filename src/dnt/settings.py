@@ -57,6 +57,11 @@ class FitSettings:
     recompute: bool = False
     """recompute each block's activations in the backward pass instead of keeping them, to save memory"""
 
+    @property
+    def processes(self) -> int:
+        """Over all machines."""
+        return (self.devices or 1) * (self.nodes or 1)
+
     def check(self) -> None:
         """ValueError for a value that nothing can be done with."""  # not in __post_init__: tyro would draw a box of it
         lookup(SCHEDULES, self.schedule, "schedule")

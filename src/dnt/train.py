@@ -181,11 +181,12 @@ def check_combination(settings: FitSettings, precision: str) -> None:
     """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
-    processes, accumulate = (settings.devices or 1) * (settings.nodes or 1), settings.accumulate or 1
-    if settings.batch_size % (processes * accumulate):
+    accumulate = settings.accumulate or 1
+    parts = settings.processes * accumulate
+    if settings.batch_size % parts:
         raise ValueError(
-            f"batch_size is {settings.batch_size}, no multiple of {processes} processes x {accumulate} micro-batches; "
-            f"use {-(-settings.batch_size // (processes * accumulate)) * processes * accumulate}, for example."
+            f"batch_size is {settings.batch_size}, no multiple of {settings.processes} processes x {accumulate} "
+            f"micro-batches; use {-(-settings.batch_size // parts) * parts}, for example."
         )
 
 
@@ -198,7 +199,7 @@ def check_machine(settings: FitSettings, precision: str) -> None:
     if precision == "16-mixed" and not gpus:
         raise ValueError("16-mixed needs a GPU; on a CPU use --precision bf16-mixed or 32.")
     started = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS")  # by torchrun, by srun
-    if started and int(started) != devices * nodes:
+    if started and int(started) != settings.processes:
         raise ValueError(
             f"the launcher started {started} processes, but devices x nodes is {devices} x {nodes}; give --devices "
             "(processes on each machine) and --nodes as they were given to it."
@@ -208,19 +209,18 @@ def check_machine(settings: FitSettings, precision: str) -> None:
 
 
 def make_fabric(settings: FitSettings, precision: str) -> Fabric:
-    devices, nodes = settings.devices or 1, settings.nodes or 1
-    strategy: Any = settings.strategy or ("ddp" if devices * nodes > 1 else "auto")
+    strategy: Any = settings.strategy or ("ddp" if settings.processes > 1 else "auto")
     if strategy == "fsdp":  # Fabric's own "fsdp" is FSDP1
         strategy = ModelParallelStrategy(
             lambda objective, mesh: shard(objective, objective.model.blocks, mesh["data_parallel"]),
-            data_parallel_size=devices * nodes,
+            data_parallel_size=settings.processes,
             tensor_parallel_size=1,
         )
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     return Fabric(
         accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
+        devices=settings.devices or 1,
+        num_nodes=settings.nodes or 1,
         strategy=strategy,
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
     )
@@ -299,7 +299,7 @@ class Loop:
         # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.validation, self.test = (split.beginning(settings.eval_tokens) for split in (data.validation, data.test))
+        self.held_out = {name: getattr(data, name).beginning(settings.eval_tokens) for name in ("validation", "test")}
         model.recompute = settings.recompute
         objective = Objective(model)
         compiled = settings.compile and can_compile()
@@ -482,7 +482,7 @@ class Loop:
 
     def evaluation(self) -> dict[str, Any]:
         """The log row of the validation loss."""
-        found = self.evaluate(self.validation)
+        found = self.evaluate("validation")
         self.record(curves={f"validation/{name}": value for name, value in found.items()})
         return {"event": "evaluation", "step": self.step, "elapsed": self.elapsed} | named("validation", found)
 
@@ -493,7 +493,7 @@ class Loop:
         config = self.model.config
         tokens = config.tokens if isinstance(config, ViTConfig) else config.context
         rows = max(1, min(rows, HELD_TOKENS // tokens))
-        batch = self.fabric.to_device(next(self.validation.whole(rows)))  # the same in all processes
+        batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
         if self.sharded:  # its gradients are nowhere else
             with self.no_sync(False):
                 self.objective.module(*batch).backward()
@@ -508,7 +508,7 @@ class Loop:
         return {"event": "gradients", "step": self.step} | counts
 
     @torch.no_grad()
-    def evaluate(self, split: Any) -> dict[str, float]:
+    def evaluate(self, split: str) -> dict[str, float]:
         """Means over every target of a split: the loss in nats, and what else the model measures.
 
         Each process takes its rows of every batch.
@@ -516,7 +516,8 @@ class Loop:
         self.model.eval()
         rank, processes = self.fabric.global_rank, self.fabric.world_size
         totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
-        for x, y in split.whole(self.settings.batch_size // self.accumulate, slice(rank, None, processes)):
+        rows = self.settings.batch_size // self.accumulate
+        for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
             targets = int((y >= 0).sum())
             means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
             totals += means * targets if targets else 0.0  # rows of padding alone have no mean
@@ -528,7 +529,7 @@ class Loop:
         }
         self.model.train()
         if not math.isfinite(found["loss"]):
-            self.diverge(self.step, f"the loss of the {split.name} split is {found['loss']}")
+            self.diverge(self.step, f"the loss of the {split} split is {found['loss']}")
         return found
 
     def most_memory(self) -> int:
@@ -538,7 +539,7 @@ class Loop:
 
     def result(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """What the run reached and what it cost."""
-        test, memory = named("test", self.evaluate(self.test)), self.most_memory()
+        test, memory = named("test", self.evaluate("test")), self.most_memory()
         if not self.fabric.is_global_zero:
             return {}
         rows = self.run.rows("train")

@@ -114,6 +114,14 @@ def test_a_stopped_classifier_resumes_to_bit_identical_weights(workplace):
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+def test_an_evaluation_that_is_not_finite_names_its_split(workplace, monkeypatch):
+    data = dnt.prepare_images("digits")
+    monkeypatch.setattr(dnt.ViT, "measure", lambda self, x, y: torch.full((3,), math.inf))
+    with pytest.raises(FloatingPointError, match="step 1: the loss of the validation split is inf"):
+        fit(small_vit(data), data, out="run", steps=2, eval_every=1)
+    assert dnt.Run(Path("run")).end["event"] == "diverged"
+
+
 def test_compare_runs_vits_and_shows_their_accuracy(workplace, capfd):
     options = [*VIT, "--placements", "dnt", "--optimizers", "msgdw", "adamw", "--out", "cmp"]
     assert main(["compare", *options]) == 0

@@ -245,6 +245,15 @@ def test_runs_that_differ_in_more_than_a_cell_never_share_a_table(folder):
         write_report(folder)
 
 
+def test_runs_on_other_devices_share_a_table(folder):
+    """A comparison may go on with another number of processes: they compute the same."""
+    path = next(folder.glob("dnt-*/config.json"))
+    config = json.loads(path.read_text())
+    config["training"] |= {"devices": 2, "strategy": "fsdp", "accumulate": 4}
+    path.write_text(json.dumps(config))
+    assert write_report(folder).exists()
+
+
 def test_runs_of_fit_are_reported_too(workplace):
     for placement in ("pre-ln", dnt.Placement(attn=dnt.Slots(mid=True), mlp=dnt.Slots(mid=True))):
         model = tiny_model(placement=placement)

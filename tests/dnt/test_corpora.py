@@ -471,6 +471,19 @@ def test_an_archive_is_the_folder_in_it(name):
     assert prepare_text(name).sha256 == prepare_text("data").sha256
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.bz2", "a.tar.xz", "a.zip"])
+@pytest.mark.parametrize("harm", ["flipped", "cut"])
+def test_an_archive_with_broken_content_is_an_error_not_data(name, harm, cache):
+    """Also where only the checksum at its very end tells: incompressible content is stored, not coded."""
+    archive(name, {"words.txt": np.random.default_rng(0).integers(97, 123, 300_000, np.uint8).tobytes()})
+    data = bytearray(Path(name).read_bytes())
+    data[len(data) // 2] ^= 1
+    Path(name).write_bytes(data if harm == "flipped" else data[: len(data) // 2])
+    with pytest.raises(ValueError, match=f"{name} cannot be unpacked"):
+        prepare_text(name)
+    assert not list(cache.glob("*/meta.json"))
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.zip"])
 @pytest.mark.parametrize(
     "members",

@@ -41,9 +41,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.tokens.weight
-        self.recompute = (
-            False  # whether the backward pass computes each block's activations again instead of keeping them
-        )
+        self.recompute = False  # whether the backward pass computes each block's activations again
         initialize(self, config.depth, config.init_std, config.init)
 
     def forward(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
 from dnt.runs import Run
+from dnt.settings import HOW
 
 A_UNIT = {"tokens": "a token", "images": "an image"}
 
@@ -205,7 +206,7 @@ def check_comparable(runs: list[Run]) -> None:
         fixed = {
             **{f"data: {name}": value for name, value in config["data"].items()},
             **{f"model: {name}": value for name, value in config["model"].items() if name != "placement"},
-            **{f"training: {name}": value for name, value in config["training"].items() if name != "seed"},
+            **{f"training: {name}": value for name, value in config["training"].items() if name not in ("seed", *HOW)},
         }
         options = {k: v for k, v in config["optimizer"]["groups"][0].items() if k not in ("lr", "weight_decay")}
         for scope, values in (("", fixed), (f"{optimizer}: ", options)):
