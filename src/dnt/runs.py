@@ -107,6 +107,12 @@ class Run:
         found = sorted(path for path in folders if path.is_dir() and path.suffix != UNFINISHED)
         return (int(found[-1].name.removeprefix("step-")), found[-1]) if found else None
 
+    @property
+    def last_good(self) -> str:
+        """What is safe, in words."""
+        found = self.last_checkpoint()
+        return f"The last good checkpoint is of step {found[0]}, {found[1]}" if found else "There is no checkpoint yet"
+
     def begin_checkpoint(self, step: int) -> None:
         """Make the empty folder that `unfinished_checkpoint` names."""
         shutil.rmtree(self.unfinished_checkpoint(step), ignore_errors=True)

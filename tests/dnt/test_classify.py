@@ -97,7 +97,7 @@ def test_a_compiled_classifier_measures_a_padded_last_batch_alike(workplace):
 
 
 def test_a_stopped_classifier_resumes_to_bit_identical_weights(workplace):
-    from dnt.train import Loop
+    from dnt.loop import Loop
 
     data = dnt.prepare_images("digits", augment="flip-crop")
     options = {"steps": 9, "checkpoint_every": 4, "batch_size": 8}

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import dnt
 from dnt import train
+from dnt.loop import Loop
 from dnt.machine import can_compile
 from dnt.settings import FitSettings
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
@@ -22,7 +23,7 @@ needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch.compile nee
 SIGNALLED = """
 import os, signal, sys
 from dnt.cli import main
-from dnt.train import Loop
+from dnt.loop import Loop
 
 real = Loop.train_step
 
@@ -205,9 +206,9 @@ def test_blocks_compiled_one_by_one_compute_the_same_on_two_processes(prepared):
 def test_a_step_that_overflows_in_16_mixed_is_skipped_but_not_for_ever():
     loop = SimpleNamespace(step=10, diverge=lambda step, what: pytest.fail(f"{step}: {what}"))
     inf, nan = float("inf"), float("nan")
-    assert train.Loop.without_skipped(loop, [inf, 2.0, nan] + 7 * [1.0]) == [0.0, 2.0, 0.0] + 7 * [1.0]
+    assert Loop.without_skipped(loop, [inf, 2.0, nan] + 7 * [1.0]) == [0.0, 2.0, 0.0] + 7 * [1.0]
     with pytest.raises(pytest.fail.Exception, match="10: the gradient overflowed in 10 steps on end"):
-        train.Loop.without_skipped(loop, 10 * [inf])
+        Loop.without_skipped(loop, 10 * [inf])
 
 
 def test_an_evaluation_reads_the_tokens_it_is_told_to(workplace):

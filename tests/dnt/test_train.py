@@ -230,7 +230,7 @@ def test_fit_resumes_in_python_too(workplace, two_threads, make, compiled):
         return dnt.fit(model, words(), make(model), out=out, resume=resume, **options)
 
     attempt("whole", False)
-    from dnt.train import Loop
+    from dnt.loop import Loop
 
     real = Loop.train_step
     try:
@@ -328,7 +328,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(workplace, limit
     """RLIMIT_FSIZE stands in for a full disk: the write of a larger file fails in its middle."""
     options = [*TINY, "--data", "words.txt", "--checkpoint-every", "2", "--steps", "6"]
     code = (
-        "import resource, signal, sys\nfrom dnt.train import Loop\nfrom dnt.cli import main\n"
+        "import resource, signal, sys\nfrom dnt.loop import Loop\nfrom dnt.cli import main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nreal = Loop.train_step\n"
         "def step(self):\n"
         f"    if self.step == 3: resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"

@@ -1,0 +1,325 @@
+"""The training loop: steps, their log, evaluations, checkpoints; the same on one process and on several."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from dnt.analysis.gradients import gradient_histogram, histogram
+from dnt.checkpoints import read_state, write_state
+from dnt.machine import can_compile, peak_memory_bytes
+from dnt.nn.config import ViTConfig
+from dnt.nn.gpt import GPT
+from dnt.nn.vit import ViT
+from dnt.optim.schedule import SCHEDULES
+from dnt.parallel import local, rebound, whole
+from dnt.runs import Run
+from dnt.settings import FitSettings
+from dnt.weights import write_weights
+
+LOG_EVERY = 10  # steps
+HELD_TOKENS = 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
+
+
+class Objective(nn.Module):
+    """model.loss as a forward pass, since Fabric applies precision (and DDP its hooks) to forward alone."""
+
+    def __init__(self, model: GPT | ViT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, y: Tensor, measure: bool = False) -> Tensor:
+        return self.model.measure(x, y) if measure else self.model.loss(x, y)
+
+
+class Loop:
+    """A run in progress: what a step needs, and what a checkpoint holds."""
+
+    def __init__(
+        self,
+        fabric: Any,
+        model: GPT | ViT,
+        data: Any,
+        optimizer: Any,
+        run: Run,
+        settings: FitSettings,
+        seed: int,
+    ):
+        self.fabric, self.model, self.data, self.run = fabric, model, data, run
+        self.settings, self.seed = settings, seed
+        self.accumulate = settings.accumulate or 1
+        self.speed = f"{data.unit}_per_s"
+        self.several = fabric.world_size > 1
+        self.sharded = settings.strategy == "fsdp"
+        # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
+        self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.held_out = {name: getattr(data, name).beginning(settings.eval_tokens) for name in ("validation", "test")}
+        model.recompute = settings.recompute
+        objective = Objective(model)
+        compiled = settings.compile and can_compile()
+        if compiled:
+            for module in model.blocks if self.several else [objective]:  # by block, what is sent overlaps
+                module.compile()
+        with rebound(model, optimizer):
+            self.objective = fabric.setup_module(objective)
+        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.board: Any = SummaryWriter(str(run.path / "tensorboard")) if fabric.is_global_zero else nullcontext()
+        self.step = 0  # steps done
+        self.elapsed = 0.0  # seconds spent in them
+        self.recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps not yet logged
+        self.recent_from = 0.0  # clock when the first timed of them began
+        self.untimed = int(compiled)  # of them: a process compiles in its first step
+        self.peak_memory = 0  # of processes before this one
+
+    def record(self, *rows: dict[str, Any], curves: dict[str, float] | None = None) -> None:
+        """Into the log, and onto the board; the first process alone."""
+        if self.fabric.is_global_zero:
+            self.run.append(list(rows))
+            for name, value in (curves or {}).items():
+                self.board.add_scalar(name, value, self.step)
+
+    def over_all(self, value: float, how: str) -> float:
+        """The "sum", "mean", "max" or "min" of a number over all processes."""
+        return float(
+            self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64, device=self.fabric.device), reduce_op=how)
+        )
+
+    def any_asks(self, here: bool) -> bool:
+        """Whether any process asks for something; the same answer in all."""
+        if not self.several:
+            return here
+        asked = torch.tensor(here, dtype=torch.int32)
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self.council)
+        return bool(asked)
+
+    def restore(self) -> None:
+        """Continue from the last checkpoint; nothing if there is none."""
+        found = self.fabric.broadcast(self.run.last_checkpoint())  # all from the same, whatever each sees
+        if not found:
+            return
+        state = read_state(found[1], self.fabric.global_rank, self.model, self.optimizer)
+        self.step, self.elapsed, self.peak_memory = state["step"], state["elapsed"], state["peak_memory"]
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        torch.manual_seed(self.seed + self.fabric.global_rank + self.step)  # for a process that had no state of its own
+        if "rng" in state:
+            torch.set_rng_state(state["rng"])
+            if self.fabric.device.type == "cuda" and "cuda_rng" in state:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
+
+    def checkpoint(self) -> None:
+        """The last loss was finite, but the update after it may have broken the weights: those are not kept."""
+        finite = all(bool(local(p).isfinite().all()) for p in self.model.parameters())
+        if not self.over_all(float(finite), "min"):
+            self.diverge(self.step, "the weights are no longer finite")
+        state = {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "peak_memory": self.most_memory(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if self.fabric.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
+        weights = {}
+        for name, p in self.model.named_parameters():
+            tensor = whole(p.detach())  # all processes must ask for it
+            if self.fabric.is_global_zero:
+                weights[name] = tensor.cpu()
+        if self.fabric.is_global_zero:  # before the checkpoint: a kill between the two repeats both
+            write_weights(weights, self.run.weights)
+            self.run.begin_checkpoint(self.step)
+        self.fabric.barrier()
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        folder = self.run.unfinished_checkpoint(self.step)
+        write_state(folder, rank, processes, self.model, self.optimizer, state)
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            self.run.end_checkpoint(self.step)
+
+    def run_to_end(self, stopping: Callable[[], bool], show: Callable[[int, float, float], None]) -> None:
+        """All remaining steps with their logging, evaluations and checkpoints, then the final row."""
+        steps = self.settings.steps
+        if self.step == 0:
+            self.record(self.gradients())
+        self.model.train()
+        while self.step < steps:
+            self.train_step()
+            stop = self.any_asks(stopping()) and self.step < steps
+            evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
+            checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
+            if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
+                show(self.step, *self.log_recent())
+            if evaluate:
+                self.record(self.evaluation())
+            if checkpoint:
+                self.checkpoint()
+            if stop:
+                raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
+        gradients = self.gradients()
+        validation = self.evaluation()
+        self.record(gradients, validation, self.result(validation))
+        self.fabric.barrier()
+
+    def no_sync(self, enabled: bool) -> Any:
+        """Whether gradients stay where they are computed: those of all micro-batches but the last do."""
+        if not (self.several or self.sharded):
+            return nullcontext()
+        return self.fabric.no_backward_sync(self.objective, enabled=enabled)  # fsdp: False must be said each time
+
+    def train_step(self) -> None:
+        """One update on the batch of this step."""
+        settings = self.settings
+        if not self.recent:
+            self.recent_from = time.perf_counter()
+        factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        mine = self.data.train.batch(self.seed, self.step, settings.batch_size, slice(rank, None, processes))
+        losses = []
+        for i in range(self.accumulate):
+            last = i == self.accumulate - 1
+            with self.no_sync(not last):
+                loss = self.objective(*self.fabric.to_device([t[i :: self.accumulate] for t in mine]))
+                self.fabric.backward(loss / self.accumulate)
+            losses.append(loss.detach())
+        bound = settings.clip or math.inf
+        norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
+        assert norm is not None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.recent.append((torch.stack(losses).mean(), whole(norm)))
+        self.step += 1
+        if len(self.recent) == self.untimed:
+            float(losses[-1])  # waits for a GPU
+            self.recent_from = time.perf_counter()
+
+    def log_recent(self) -> tuple[float, float]:
+        """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
+        means = self.fabric.all_reduce(torch.stack([loss for loss, _ in self.recent]), reduce_op="mean")
+        losses, norms = means.tolist(), torch.stack([norm for _, norm in self.recent]).tolist()  # waits for a GPU
+        seconds = time.perf_counter() - self.recent_from
+        self.elapsed += seconds
+        if self.settings.precision == "16-mixed":
+            norms = self.without_skipped(norms)
+        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=self.step - len(losses) + 1):
+            if not math.isfinite(loss + norm):
+                self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
+        units = (len(losses) - self.untimed) * self.settings.batch_size * self.data.per_sample
+        row = {
+            "loss": sum(losses) / len(losses),
+            "grad_norm": max(norms),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            self.speed: units / seconds,
+        }
+        clipped = sum(norm > self.settings.clip > 0 for norm in norms)
+        counts = {"elapsed": self.elapsed, "count": len(losses), "clipped": clipped}
+        self.record(
+            {"event": "train", "step": self.step} | row | counts,
+            curves={f"train/{name}": value for name, value in row.items()},
+        )
+        self.recent, self.untimed = [], 0
+        return row["loss"], row[self.speed]
+
+    def without_skipped(self, norms: list[float]) -> list[float]:
+        """Zero where a gradient overflowed: the GradScaler skips such a step and scales less, until after a few."""
+        if len(norms) == LOG_EVERY and not any(map(math.isfinite, norms)):
+            self.diverge(self.step, f"the gradient overflowed in {LOG_EVERY} steps on end")
+        return [norm if math.isfinite(norm) else 0.0 for norm in norms]
+
+    def diverge(self, step: int, what: str) -> NoReturn:
+        self.record({"event": "diverged", "step": step, "what": what})
+        raise FloatingPointError(
+            f"step {step}: {what}. {self.run.last_good}. Likely causes: too high a learning rate, "
+            "too short a warm-up, no clipping (--clip 1.0)."
+        )
+
+    def evaluation(self) -> dict[str, Any]:
+        """The log row of the validation loss."""
+        found = self.evaluate("validation")
+        self.record(curves={f"validation/{name}": value for name, value in found.items()})
+        return {"event": "evaluation", "step": self.step, "elapsed": self.elapsed} | named("validation", found)
+
+    def gradients(self) -> dict[str, Any]:
+        """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
+        self.model.eval()
+        rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
+        config = self.model.config
+        tokens = config.tokens if isinstance(config, ViTConfig) else config.context
+        rows = max(1, min(rows, HELD_TOKENS // tokens))
+        batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
+        if self.sharded:  # its gradients are nowhere else
+            with self.no_sync(False):
+                self.objective.module(*batch).backward()
+            counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
+            self.optimizer.zero_grad()
+            for name in ("counts", "zeros"):
+                total = self.fabric.all_reduce(torch.tensor(counts[name], device=self.fabric.device), reduce_op="sum")
+                counts[name] = total.tolist()
+        else:
+            counts = gradient_histogram(self.model, batch, lambda model, x, y: model.loss(x, y))
+        self.model.train()
+        return {"event": "gradients", "step": self.step} | counts
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Means over every target of a split: the loss in nats, and what else the model measures.
+
+        Each process takes its rows of every batch.
+        """
+        self.model.eval()
+        rank, processes = self.fabric.global_rank, self.fabric.world_size
+        totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
+        rows = self.settings.batch_size // self.accumulate
+        for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
+            targets = int((y >= 0).sum())
+            means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
+            totals += means * targets if targets else 0.0  # rows of padding alone have no mean
+            count += targets
+        count = round(self.over_all(count, "sum"))
+        found = {
+            name: self.over_all(float(total), "sum") / count
+            for name, total in zip(self.model.measures, totals, strict=True)
+        }
+        self.model.train()
+        if not math.isfinite(found["loss"]):
+            self.diverge(self.step, f"the loss of the {split} split is {found['loss']}")
+        return found
+
+    def most_memory(self) -> int:
+        """Of the process that held most."""
+        here = max(self.peak_memory, peak_memory_bytes(self.fabric.device))
+        return round(self.over_all(float(here), "max"))
+
+    def result(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """What the run reached and what it cost."""
+        test, memory = named("test", self.evaluate("test")), self.most_memory()
+        if not self.fabric.is_global_zero:
+            return {}
+        rows = self.run.rows("train")
+        states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        rates = sorted(row[self.speed] for row in rows if row[self.speed]) or [0.0]
+        validation = {name: value for name, value in evaluation.items() if name.startswith("validation")}
+        return {
+            "event": "end",
+            "step": self.step,
+            **validation,
+            **test,
+            "train_seconds": self.elapsed,
+            self.speed: rates[len(rates) // 2],
+            "clipped_share": sum(row["clipped"] for row in rows) / sum(row["count"] for row in rows),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "state_bytes": sum(v.numel() * v.element_size() for v in states),
+            "peak_memory_bytes": memory,
+        }
+
+
+def named(split: str, found: dict[str, float]) -> dict[str, float]:
+    """For a log row: the loss by the name of its split, the others by split and name."""
+    return {split if name == "loss" else f"{split}_{name}": value for name, value in found.items()}
