@@ -13,7 +13,7 @@ from dnt.interrupt import ProcessLost
 from dnt.lookup import lookup
 from dnt.recipes import RECIPES
 from dnt.redact import redacted
-from dnt.settings import CompareSettings, Recipe, SampleSettings, TrainSettings
+from dnt.settings import CompareSettings, Recipe, SampleSettings, TrainSettings, TuneSettings
 
 
 def train(settings: TrainSettings) -> None:
@@ -32,6 +32,11 @@ def compare(settings: CompareSettings) -> None:
     """Train placements x optimizers x seeds on the same data; one table, one page."""
     result = import_module("dnt.experiments.compare").compare(settings)
     show(result)
+
+
+def tune(settings: TuneSettings) -> None:
+    """Tune every cell on the same budget, then run the winners on fresh seeds; one table, one page."""
+    show(import_module("dnt.experiments.tune").tune(settings))
 
 
 def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
@@ -76,6 +81,7 @@ def show(comparison: Any) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
+    "tune": tune,
     "train": train,
     "sample": sample,
     "list": list_tables,

@@ -38,6 +38,19 @@ def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
     return row
 
 
+def options_of(node: ast.ClassDef | ast.FunctionDef) -> set[str]:
+    """The names of what an optimizer's factory can be told."""
+    assert isinstance(node, ast.FunctionDef)
+    return {argument.arg for argument in node.args.args}
+
+
+def default_of(node: ast.ClassDef | ast.FunctionDef, option: str) -> float:
+    """What an optimizer's factory takes if not told."""
+    assert isinstance(node, ast.FunctionDef)
+    defaults = dict(zip(reversed(node.args.args), reversed(node.args.defaults), strict=False))
+    return float(next(ast.literal_eval(value) for argument, value in defaults.items() if argument.arg == option))
+
+
 def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
     """What a model of this size reads, what it scores, and its number of parameters."""
     match size:

@@ -1,6 +1,7 @@
 """The training loop: steps, their log, evaluations, checkpoints; the same on one process and on several."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -76,6 +77,7 @@ class Loop:
         self.recent_from = 0.0  # clock when the first timed of them began
         self.untimed = int(compiled)  # of them: a process compiles in its first step
         self.peak_memory = 0  # of processes before this one
+        self.cpu_before = 0.0  # seconds, likewise
 
     def record(self, *rows: dict[str, Any], curves: dict[str, float] | None = None) -> None:
         """Into the log, and onto the board; the first process alone."""
@@ -105,6 +107,7 @@ class Loop:
             return
         state = read_state(found[1], self.fabric.global_rank, self.model, self.optimizer)
         self.step, self.elapsed, self.peak_memory = state["step"], state["elapsed"], state["peak_memory"]
+        self.cpu_before = state["cpu_seconds"]
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         torch.manual_seed(self.seed + self.fabric.global_rank + self.step)  # for a process that had no state of its own
         if "rng" in state:
@@ -121,6 +124,7 @@ class Loop:
             "step": self.step,
             "elapsed": self.elapsed,
             "peak_memory": self.most_memory(),
+            "cpu_seconds": self.cpu_seconds(),
             "scaler": self.fabric.strategy.precision.state_dict(),
             "rng": torch.get_rng_state(),
         }
@@ -297,9 +301,13 @@ class Loop:
         here = max(self.peak_memory, peak_memory_bytes(self.fabric.device))
         return round(self.over_all(float(here), "max"))
 
+    def cpu_seconds(self) -> float:
+        """Of all cores and processes, with imports and compilation: what the run cost on a CPU."""
+        return self.over_all(self.cpu_before / self.fabric.world_size + sum(os.times()[:4]), "sum")
+
     def result(self, evaluation: dict[str, Any]) -> dict[str, Any]:
         """What the run reached and what it cost."""
-        test, memory = named("test", self.evaluate("test")), self.most_memory()
+        test, memory, cpu_seconds = named("test", self.evaluate("test")), self.most_memory(), self.cpu_seconds()
         if not self.fabric.is_global_zero:
             return {}
         rows = self.run.rows("train")
@@ -317,6 +325,7 @@ class Loop:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "state_bytes": sum(v.numel() * v.element_size() for v in states),
             "peak_memory_bytes": memory,
+            "cpu_seconds": cpu_seconds,
         }
 
 

@@ -78,6 +78,18 @@ class Run:
                 raise ValueError(f"another process is training into {self.path}; wait for it or stop it.") from None
             yield
 
+    @property
+    def busy(self) -> bool:
+        """Whether a process writes here."""
+        try:
+            with (self.path / ".lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def check_free(self) -> None:
         if (self.path / "config.json").exists():
             raise ValueError(

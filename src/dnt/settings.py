@@ -1,6 +1,7 @@
 """What each command can be told: one flat frozen dataclass each, from which the command line is made. No torch."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from dnt.lookup import lookup
@@ -19,7 +20,12 @@ LEAST |= {"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1}
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
 SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
+OF_OPTIMIZERS = ("momentum", "nesterov", "betas")  # nothing to an optimizer that does not take them
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
+FIXED = (  # in a comparison: what else is varied leaves the losses comparable
+    *("data", "model", "tokenizer", "column", "image_size", "context", "vocab_multiple", "betas"),
+    *("precision", "compile", "eval_every", "eval_tokens", "checkpoint_every", *HOW),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,11 @@ class Recipe(FitSettings):
     def reads_images(self) -> bool:
         return self.model in VIT_SIZES
 
+    def check_data(self) -> None:
+        """ValueError for a model that cannot read the default data."""
+        if self.reads_images and self.data == Recipe.data:
+            raise ValueError(f"{self.model} reads images; give --data: 'digits', a folder, parquet (docs/images.md).")
+
     def model_config(self, placement: str, **of_data: Any) -> GPTConfig | ViTConfig:
         """The model these settings describe, for data with this vocab_size, or classes, channels and image_size."""
         size: GPTConfig | ViTConfig = lookup(GPT_SIZES | VIT_SIZES, self.model, "model")  # type: ignore[operator]
@@ -191,22 +202,73 @@ class TrainSettings(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(Recipe):
-    """Train every placement with every optimizer, learning rate and seed on the same data.
-
-    Finished cells are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer
-    or PLACEMENT/OPTIMIZER (the closer one counts); several values make a grid.
-    """
+class Cells(Recipe):
+    """What the cells of an experiment are."""
 
     placements: tuple[str, ...] = ("pre-ln", "dnt")
     optimizers: tuple[str, ...] = ("adamw", "msgdw")
+    vary: tuple[str, ...] = ()
+    """KEY=VALUE[,VALUE...] of fields of the recipe: every cell again with each value alone, e.g. clip=0 momentum=0.95
+
+    A batch_size changes the steps so that all runs read equally much.
+    """
     seeds: tuple[int, ...] = (0,)
+    out: str | None = None
+    """the folder of all runs; runs/COMMAND-DATA if not given"""
+
+    @property
+    def data_name(self) -> str:
+        return Path(self.data).resolve().stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(Cells):
+    """Train every placement with every optimizer, learning rate and seed on the same data.
+
+    Finished runs are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer
+    or PLACEMENT/OPTIMIZER (the closer one counts); several values make a grid.
+    """
+
     lr: tuple[str, ...] = ()
     """e.g. adamw=1e-3,3e-3 dnt/msgdw=0.3"""
     weight_decay: tuple[str, ...] = ()
     """e.g. adamw=0.1 msgdw=1e-4"""
-    out: str | None = None
-    """the folder of all cells; runs/compare-DATA if not given"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(Cells):
+    """Tune every cell with the same number of trials, then run the winners on fresh seeds (docs/protocol.md).
+
+    Start the same command again to go on, or several times at once, on several machines that share the folder and the
+    storage, to share the work: each takes the next trial.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """of the winners' runs, which alone are reported"""
+    tuning_seeds: tuple[int, ...] = (1000,)
+    """of the trials; none of the above"""
+    points: int = 4
+    """learning rates that each cell begins with: half decades around its optimizer's default"""
+    most_points: int = 10
+    """learning rates after which a winner may stay at the edge of its grid, with a warning"""
+    decays: tuple[float, ...] = (1e-4, 0, 1e-3)
+    """lr x weight decay: the first is held while the rate is tuned; extended by decades while the largest wins"""
+    storage: str | None = None
+    """URL of Optuna's storage, such as postgresql://...; a SQLite file in the folder if not given"""
+
+    def check(self) -> None:
+        super().check()
+        if shared := sorted(set(self.seeds) & set(self.tuning_seeds)):
+            raise ValueError(f"seed {shared[0]} is both a tuning seed and a seed; winners need fresh ones.")
+        if not self.tuning_seeds or not self.decays:
+            raise ValueError(f"--{'decays' if self.tuning_seeds else 'tuning-seeds'} is empty; give at least one.")
+        if min(self.decays) < 0:
+            raise ValueError(f"--decays has {min(self.decays)}; lr x weight decay is at least 0.")
+        if not 3 <= self.points <= self.most_points:
+            raise ValueError(
+                f"points is {self.points}, most-points {self.most_points}; a winner inside its grid takes 3 points or "
+                "more, and most-points is no fewer."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
