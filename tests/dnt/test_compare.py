@@ -12,7 +12,8 @@ import pytest
 
 import dnt
 from dnt.cli import COMMANDS, main
-from dnt.experiments.compare import grid, name_of
+from dnt.experiments.cells import run_name
+from dnt.experiments.compare import grid
 from dnt.report.page import write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
@@ -56,7 +57,7 @@ def test_a_grid_that_cannot_be_run_is_named(fields, message):
 
 def test_a_grid_holds_every_combination_once():
     settings = CompareSettings(seeds=(0, 1), lr=("msgdw=0.1,0.3",), weight_decay=("msgdw=0,1e-4",))
-    names = [name_of(cell) for cell in grid(settings)]
+    names = [run_name(cell, settings) for cell in grid(settings)]
     assert len(names) == len(set(names)) == 2 * 2 * (1 + 4)
     assert "dnt-msgdw-lr0.3-wd0-seed1" in names
 
@@ -202,14 +203,16 @@ def test_the_best_setting_is_by_validation_and_the_table_reports_its_test_loss(f
     assert adamw.best.test == pytest.approx(2.1) and adamw.best.test_spread == pytest.approx(0.0141, abs=1e-4)
     rows = Comparison(folder).rows()
     assert rows[0] == [
-        "pre-ln", "adamw", "0.003", "0.1", "2.100 ± 0.014", "2.000", "2", "50%", "8.0", "1,024 MiB", "5,000", "60 s"
+        "pre-ln", "adamw", "0.003", "0.1", "2.100 ± 0.014", "", "2.000", "2", "50%", "8.0", "1,024 MiB", "5,000", "60 s"
     ]  # fmt: skip
     assert rows[1][2] == "0.1 (edge)"
 
 
 def test_the_verdict_states_the_gap_whoever_wins(folder, tmp_path):
     verdict = Comparison(folder).verdict
-    assert verdict.startswith("Lowest test loss: ") and verdict.endswith(" Means of 2 seeds.")
+    assert verdict.startswith("Lowest test loss: ") and verdict.endswith(
+        " Means of 2 seeds; intervals are paired, 95%."
+    )
     assert "2.100 nats a token" in verdict and "+0.0%" in verdict and "as good as pre-ln + adamw, " in verdict
     only = tmp_path / "only"
     hand_written(only, "pre-ln", "adamw", 0.1, 0, 3.0, 3.0)
@@ -266,11 +269,13 @@ def test_runs_of_fit_are_reported_too(workplace):
     ]
 
 
-def test_optimizer_options_must_be_the_same_in_one_table(folder):
+def test_a_run_that_differs_in_an_option_is_a_cell_of_its_own(folder):
     path = next(folder.glob("dnt-*/config.json"))
     path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": 0.5'))
-    with pytest.raises(ValueError, match=r"cannot stand in one table: MSGDW: momentum is 0\.\d and 0\.\d"):
-        write_report(folder)
+    comparison = Comparison(folder)
+    assert [cell.name for cell in comparison.cells] == ["pre-ln + adamw", "dnt + msgdw", "dnt + msgdw, momentum 0.5"]
+    assert comparison.columns()[2] == "variation" and comparison.rows()[2][2] == "momentum 0.5"
+    assert "momentum 0.5" in write_report(folder).read_text()
 
 
 def test_the_same_setting_and_seed_twice_is_named(folder):

@@ -1,8 +1,8 @@
 """A folder of runs -> one self-contained page: a pure function of what the runs wrote. No torch."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from statistics import geometric_mean, mean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,10 +13,12 @@ from plotly.offline import get_plotlyjs
 
 from dnt import __version__
 from dnt.files import atomic_write
-from dnt.report.summary import Cell, Comparison
+from dnt.report.spread import Spread, centered, spread
+from dnt.report.summary import Cell, Comparison, Setting
 from dnt.runs import Run
 
 COLORS = qualitative.D3
+MANY_COLORS = qualitative.Dark24
 LEFT_OUT = 0.05  # of the steps, where the loss falls too steeply to leave room for the rest
 FIGURE = {"responsive": True, "displaylogo": False}
 VARIED = ("kind", "placement", "optimizer", "lr", "weight_decay", "seed")  # between the runs of a comparison
@@ -26,16 +28,18 @@ def write_report(folder: str | Path) -> Path:
     """Write FOLDER/index.html from the finished runs in the folder; its path."""
     comparison = Comparison(Path(folder))
     cells = comparison.cells
-    runs = [run for cell in cells for setting in cell.settings for run in setting.runs]
+    runs = comparison.runs
     config = runs[0].config
     asked = config["settings"] or {}
     options = {name: asked[name] for name in ("momentum", "nesterov", "betas") if name in asked}
     template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template("page.html").render(
-        title=f"{config['data']['name']}: {len(cells)} cells, {len(runs)} runs",
+        title=f"{config['data']['name']}: {len(cells)} cells, {comparison.budget}",
         verdict=comparison.verdict,
         columns=comparison.columns(),
         rows=comparison.rows(),
+        tuned=comparison.tuned,
+        statistics=statistics(cells),
         lowest=min(range(len(cells)), key=lambda i: cells[i].best.test),
         figures=[
             (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=FIGURE)))
@@ -63,6 +67,13 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
         "Validation loss of every setting, mean over seeds; a ring marks each cell's best. Diverged runs are left out.",
         sensitivity(cells),
     )
+    decays = decay_sensitivity(cells)
+    if decays.data:
+        yield (
+            "Loss against decay",
+            "Validation loss at each cell's best learning rate; the decay of a step, lr x wd, each value one tick.",
+            decays,
+        )
     for step, when in ((0, "at the start"), (None, "at the end")):
         yield (
             f"Gradient entries {when}",
@@ -87,8 +98,9 @@ def styled(x: str, y: str, **layout: Any) -> go.Figure:
 
 
 def colored(cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    colors = COLORS if len(cells) <= len(COLORS) else MANY_COLORS
     for i, cell in enumerate(cells):
-        yield cell, {"color": COLORS[i % len(COLORS)], "dash": "dot" if cell.optimizer == "adamw" else "solid"}
+        yield cell, {"color": colors[i % len(colors)], "dash": "dot" if cell.optimizer == "adamw" else "solid"}
 
 
 def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
@@ -115,21 +127,73 @@ def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
     figure = styled("learning rate", "validation loss (nats)")
     figure.update_xaxes(type="log")
     for cell, line in colored(cells):
-        decays = sorted({setting.weight_decay for setting in cell.settings})
-        for decay in decays:
-            finite = [s for s in cell.settings if s.weight_decay == decay and not s.diverged]
+        for label, settings in lines_of(cell):
+            finite = [s for s in settings if not s.diverged]
             figure.add_scatter(
                 x=[s.lr for s in finite],
                 y=[s.validation for s in finite],
                 mode="lines+markers",
-                name=cell.name + (f", wd {decay:g}" if len(decays) > 1 else ""),
+                name=cell.name + label,
                 line=line,
             )
-        if not cell.best.diverged:
+        best = cell.tuning_best
+        if not best.diverged:
             ring = {"symbol": "circle-open", "size": 16, "color": line["color"], "line": {"width": 2}}
-            best = {"x": [cell.best.lr], "y": [cell.best.validation]}
-            figure.add_scatter(**best, mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
+            at = {"x": [best.lr], "y": [best.validation]}
+            figure.add_scatter(**at, mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
     return figure
+
+
+def lines_of(cell: Cell) -> Iterator[tuple[str, list[Setting]]]:
+    """Label and settings of each line over learning rates: one a decay; in tuning the rates share one lr x wd."""
+    if cell.winner:
+        decays = [setting.step_decay for setting in cell.settings]
+        held = max(decays, key=decays.count)
+        yield "", [setting for setting in cell.settings if setting.step_decay == held]
+        return
+    decays = sorted({setting.weight_decay for setting in cell.settings})
+    for decay in decays:
+        label = f", wd {decay:g}" if len(decays) > 1 else ""
+        yield label, [setting for setting in cell.settings if setting.weight_decay == decay]
+
+
+def decay_sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
+    """Of tuned cells that tried several decays at their best rate."""
+    figure = styled("lr x weight decay", "validation loss (nats)")
+    tried = sorted({setting.step_decay for cell in cells if cell.winner for setting in cell.settings})
+    figure.update_xaxes(tickvals=list(range(len(tried))), ticktext=[f"{decay:g}" for decay in tried])
+    for cell, line in colored(cells):
+        there = [s for s in cell.settings if cell.winner and s.lr == cell.winner.lr and not s.diverged]
+        there.sort(key=lambda setting: setting.step_decay)
+        if len(there) > 1:
+            figure.add_scatter(
+                x=[tried.index(setting.step_decay) for setting in there],
+                y=[setting.validation for setting in there],
+                mode="lines+markers",
+                name=cell.name,
+                line=line,
+            )
+    return figure
+
+
+def statistics(cells: tuple[Cell, ...]) -> list[list[str]]:
+    """Of the gradients of each cell at its best setting: how the entries are spread, at the start and at the end."""
+    rows = []
+    for cell in cells:
+        found = [[spread(h) for run in cell.best.runs if (h := histogram_at(run, step))] for step in (0, None)]
+        if all(found):
+            rows.append([cell.name, *(text for spreads in found for text in averages(spreads))])
+    return rows
+
+
+def averages(spreads: list[Spread]) -> list[str]:
+    """Geometric means over seeds of sizes, the mean of shares."""
+    return [
+        f"{geometric_mean([s.median for s in spreads]):.1e}",
+        f"{geometric_mean([s.rms for s in spreads]):.1e}",
+        f"{geometric_mean([s.ratio for s in spreads]):.0f}",
+        f"{mean(s.top_share for s in spreads):.0%}",
+    ]
 
 
 def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
@@ -142,9 +206,7 @@ def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
         if not histogram:
             continue
         total = sum(histogram["counts"]) + histogram["zeros"]
-        edges = histogram["edges"]
-        centers = [(low * high) ** 0.5 for low, high in pairwise(edges)]
-        filled = [(x, count / total) for x, count in zip(centers, histogram["counts"], strict=True) if count]
+        filled = [(x, count / total) for x, count in centered(histogram) if count]
         figure.add_scatter(x=[x for x, _ in filled], y=[y for _, y in filled], name=cell.name, line=line)
     return figure
 

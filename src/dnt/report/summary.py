@@ -1,6 +1,7 @@
 """A folder of runs -> the table and the sentence that say what came out. No torch."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -12,17 +13,18 @@ from rich.table import Table
 
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
 from dnt.runs import Run
-from dnt.settings import HOW
+from dnt.settings import FIXED
 
 A_UNIT = {"tokens": "a token", "images": "an image"}
+MOST_NAMED = 6  # cells in a sentence
+MEASURED_ALIKE = ("precision", "compile", "eval_tokens")
+PACE = ("steps", "warmup")  # what a larger batch divides, at equal tokens
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs of one placement, optimizer, learning rate and decay: its seeds."""
+    """The runs of a cell with one learning rate and decay: its seeds."""
 
-    placement: str
-    optimizer: str
     lr: float
     weight_decay: float
     runs: tuple[Run, ...]
@@ -45,25 +47,46 @@ class Setting:
         """Standard deviation over seeds; None with one."""
         return stdev(end["test"] for end in self.ends) if len(self.ends) > 1 and not self.diverged else None
 
+    @property
+    def step_decay(self) -> float:
+        """lr x weight decay, without the rounding of the division that made the decay."""
+        return float(f"{self.lr * self.weight_decay:.3g}")
+
     def average(self, quantity: str) -> float:
         return mean(end.get(quantity, math.nan) for end in self.ends)
+
+    def test_by_seed(self) -> dict[int, float]:
+        return {
+            run.config["training"]["seed"]: end.get("test", math.inf)
+            for run, end in zip(self.runs, self.ends, strict=True)
+        }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One placement with one optimizer: its grid of settings, judged by validation loss."""
+    """One placement with one optimizer, and in what else it differs: its grid of settings, judged by validation loss.
+
+    winner: of a tuned cell, its best setting on fresh seeds.
+    """
 
     placement: str
     optimizer: str
+    variation: str
     settings: tuple[Setting, ...]
+    winner: Setting | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.placement} + {self.optimizer}"
+        return f"{self.placement} + {self.optimizer}" + (f", {self.variation}" if self.variation else "")
 
     @property
     def best(self) -> Setting:
         """The lowest mean validation loss among the settings with most seeds: one lucky seed must not win."""
+        return self.winner or self.tuning_best
+
+    @property
+    def tuning_best(self) -> Setting:
+        """Of the settings that were tried."""
         most = max(len(setting.ends) for setting in self.settings)
         return min((s for s in self.settings if len(s.ends) == most), key=lambda setting: setting.validation)
 
@@ -71,7 +94,7 @@ class Cell:
     def at_edge(self) -> bool:
         """Whether the best learning rate of a grid is its smallest or largest."""
         rates = sorted({setting.lr for setting in self.settings})
-        return len(rates) > 1 and self.best.lr in (rates[0], rates[-1])
+        return len(rates) > 1 and self.tuning_best.lr in (rates[0], rates[-1])
 
 
 @dataclass(frozen=True)
@@ -82,24 +105,41 @@ class Comparison:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        runs = [Run(path.parent) for path in sorted(self.folder.glob("*/config.json"))]
-        finished = [(*varied(run.config), run, end) for run in runs if (end := run.end)]
-        if not finished:
+        tuning, winners = (finished(self.folder / name) for name in ("tuning", "winners"))
+        runs = [*finished(self.folder), *tuning, *winners]
+        if not runs:
             raise ValueError(f"{self.folder} holds no finished run.")
-        check_comparable([row[4] for row in finished])
-        finished.sort(key=lambda row: row[:4])
-        cells = []
-        for (placement, optimizer), of_cell in groupby(finished, key=lambda row: row[:2]):
-            settings = []
-            for (*_, lr, decay), rows in groupby(of_cell, key=lambda row: row[:4]):
-                runs, ends = zip(*(row[4:] for row in rows), strict=True)
-                seeds = [run.config["training"]["seed"] for run in runs]
-                if len(set(seeds)) < len(seeds):
-                    raise ValueError(f"{runs[0].path} and {runs[1].path} are the same setting and seed; remove one.")
-                settings.append(Setting(placement, optimizer, lr, decay, runs, ends))
-            cells.append(Cell(placement, optimizer, tuple(settings)))
+        check_comparable(runs)
+        variation = dict(zip(runs, variations([run.config for run in runs]), strict=True))
+        won = settings_by_cell(winners, variation)
+        cells = [
+            Cell(*key, settings, *won.get(key, ()))
+            for key, settings in settings_by_cell([run for run in runs if run not in winners], variation).items()
+        ]
         rank = {name: i for i, name in enumerate(PLACEMENTS)}
-        return tuple(sorted(cells, key=lambda cell: (rank.get(cell.placement, len(rank)), cell.optimizer)))
+        return tuple(
+            sorted(cells, key=lambda cell: (rank.get(cell.placement, len(rank)), cell.optimizer, cell.variation))
+        )
+
+    @property
+    def tuned(self) -> bool:
+        return any(cell.winner for cell in self.cells)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All finished ones."""
+        return [
+            run
+            for cell in self.cells
+            for setting in (*cell.settings, *([cell.winner] if cell.winner else []))
+            for run in setting.runs
+        ]
+
+    @property
+    def budget(self) -> str:
+        """What all finished runs cost."""
+        seconds = sum((run.end or {}).get("cpu_seconds", 0) for run in self.runs)
+        return f"{len(self.runs)} runs" + (f", {seconds / 60:.0f} core-minutes" if seconds else "")
 
     @property
     def page(self) -> Path:
@@ -113,10 +153,14 @@ class Comparison:
         if first.best.diverged:
             return "Every cell diverged."
         parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats {A_UNIT[self.unit]}"]
-        parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
+        if len(rest) < MOST_NAMED:
+            parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
         seeds = min(len(cell.best.ends) for cell in self.cells)
-        basis = "One seed: suggestive, not evidence." if seeds == 1 else f"Means of {seeds} seeds."
-        return f"{'; '.join(parts)}. {self.claim}{basis}"
+        if seeds == 1:
+            return f"{'; '.join(parts)}. {self.claim}One seed: suggestive, not evidence."
+        close = [cell.name for cell in rest if (found := paired(cell.best, first.best)) and not found.excludes_zero]
+        unclear = f"No difference to it is shown for {'; '.join(close)}. " if close else ""
+        return f"{'; '.join(parts)}. {unclear}{self.claim}Means of {seeds} seeds; intervals are paired, 95%."
 
     @property
     def claim(self) -> str:
@@ -127,8 +171,13 @@ class Comparison:
         if math.isinf(losses["dnt + msgdw"]) or math.isinf(losses["pre-ln + adamw"]):
             return ""
         gap = losses["dnt + msgdw"] / losses["pre-ln + adamw"] - 1
-        holds = "holds" if gap <= 0 else "does not hold"
-        return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({gap:+.1%}). "
+        holds, basis = "holds" if gap <= 0 else "does not hold", f"{gap:+.1%}"
+        by_name = {cell.name: cell.best for cell in self.cells}
+        if found := paired(by_name["dnt + msgdw"], by_name["pre-ln + adamw"]):
+            basis += f", {found} nats"
+            if not found.excludes_zero:
+                holds = "is neither shown nor refuted"
+        return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({basis}). "
 
     @property
     def unit(self) -> str:
@@ -137,21 +186,39 @@ class Comparison:
 
     def columns(self) -> list[str]:
         return [
-            *("placement", "optimizer", "lr", "wd", "test loss", "validation"),
-            *(("test top-1",) if self.unit == "images" else ()),
+            *("placement", "optimizer", *(("variation",) if self.varied else ()), "lr", "wd", "test loss"),
+            *(("to the lowest",) if self.seeded else ()),
+            *("validation", *(("test top-1",) if self.unit == "images" else ())),
+            *(("trials",) if self.tuned else ()),
             *("seeds", "clipped", "state B/param", "peak memory", f"{self.unit}/s", "time"),
         ]
+
+    @property
+    def varied(self) -> bool:
+        return any(cell.variation for cell in self.cells)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether cells have several seeds, so that differences have intervals."""
+        return any(len(cell.best.ends) > 1 for cell in self.cells)
 
     def rows(self) -> list[list[str]]:
         """The table, each cell at the learning rate and decay with its lowest validation loss."""
         rows = []
+        lowest = min(self.cells, key=lambda cell: cell.best.test).best
         for cell in self.cells:
             best = cell.best
             spread = f" ± {best.test_spread:.3f}" if best.test_spread is not None else ""
-            row = [cell.placement, cell.optimizer, f"{best.lr:g}{' (edge)' if cell.at_edge else ''}"]
-            row += [f"{best.weight_decay:g}", f"{best.test:.3f}{spread}", f"{best.validation:.3f}"]
+            row = [cell.placement, cell.optimizer, *((cell.variation,) if self.varied else ())]
+            row += [f"{best.lr:g}{' (edge)' if cell.at_edge else ''}", f"{best.weight_decay:.3g}"]
+            row.append(f"{best.test:.3f}{spread}")
+            if self.seeded:
+                row.append(str(paired(best, lowest) or "") if best is not lowest else "")
+            row.append(f"{best.validation:.3f}")
             if self.unit == "images":
                 row.append("" if best.diverged else f"{best.average('test_top1'):.1%}")
+            if self.tuned:
+                row.append(str(sum(len(setting.ends) for setting in cell.settings)))
             row.append(f"{len(best.ends)}")
             if best.diverged:
                 row += ["diverged", *[""] * 4]
@@ -167,10 +234,10 @@ class Comparison:
         return rows
 
     def settings(self) -> list[list[str]]:
-        """Every setting that was tried: placement, optimizer, lr, wd, validation, test, seeds."""
+        """Every setting that was tried: placement, optimizer, variation, lr, wd, validation, test, seeds."""
         return [
             [
-                *(cell.placement, cell.optimizer, f"{setting.lr:g}", f"{setting.weight_decay:g}"),
+                *(cell.placement, cell.optimizer, cell.variation, f"{setting.lr:g}", f"{setting.weight_decay:.3g}"),
                 *(f"{setting.validation:.4f}", f"{setting.test:.4f}", f"{len(setting.ends)}"),
             ]
             for cell in self.cells
@@ -182,10 +249,84 @@ class Comparison:
         config = self.cells[0].best.runs[0].config
         data, found = config["data"], config["training"]["precision"]
         amount = f"{data[self.unit]['train']:,} training {self.unit}" if self.unit in data else ""
-        table = Table(*self.columns(), caption=f"{data['name']}: {amount}, sha256 {data['sha256'][:16]}; {found}")
+        caption = f"{data['name']}: {amount}, sha256 {data['sha256'][:16]}; {found}; {self.budget}"
+        table = Table(*self.columns(), caption=caption)
         for row in self.rows():
             table.add_row(*row)
         return table
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of means with the half width of its 95% interval."""
+
+    mean: float
+    half: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return abs(self.mean) > self.half
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ± {self.half:.3f}"
+
+
+def paired(a: Setting, b: Setting) -> Interval | None:
+    """Test loss of a minus b over the seeds of both: Student's t interval; None with fewer than two seeds."""
+    from scipy.stats import t  # half a second to import
+
+    of_a, of_b = a.test_by_seed(), b.test_by_seed()
+    gaps = [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
+    if len(gaps) < 2 or not all(map(math.isfinite, gaps)):
+        return None
+    return Interval(mean(gaps), float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / math.sqrt(len(gaps)))
+
+
+def finished(folder: Path) -> list[Run]:
+    return [run for path in sorted(folder.glob("*/config.json")) if (run := Run(path.parent)).end]
+
+
+def settings_by_cell(runs: list[Run], variation: dict[Run, str]) -> dict[tuple[str, str, str], tuple[Setting, ...]]:
+    """Runs by placement, optimizer and variation, then by learning rate and decay."""
+    rows = sorted(((*varied(run.config), run) for run in runs), key=lambda row: (row[:2], variation[row[4]], row[2:4]))
+    cells: dict[tuple[str, str, str], tuple[Setting, ...]] = {}
+    for (placement, optimizer, what, lr, decay), same in groupby(
+        rows, key=lambda row: (*row[:2], variation[row[4]], *row[2:4])
+    ):
+        of_setting = tuple(row[4] for row in same)
+        seeds = [run.config["training"]["seed"] for run in of_setting]
+        if len(set(seeds)) < len(seeds):
+            first, second = of_setting[:2]
+            raise ValueError(f"{first.path} and {second.path} are the same setting and seed; remove one.")
+        setting = Setting(lr, decay, of_setting, tuple(run.end or {} for run in of_setting))
+        cells[placement, optimizer, what] = (*cells.get((placement, optimizer, what), ()), setting)
+    return cells
+
+
+def variations(configs: list[dict[str, Any]]) -> list[str]:
+    """In what each run differs from most, besides placement, optimizer, learning rate, decay and seed."""
+    of_all = [facts(config) for config in configs]
+    one_batch_size = len({found.get("batch_size") for found in of_all}) == 1
+    values: dict[str, Counter[str]] = {}
+    for found in of_all:
+        if not one_batch_size:  # at equal tokens the steps follow from it
+            found["samples"] = shown(found["steps"] * found["batch_size"])
+            for name in PACE:
+                del found[name]
+        for name, value in found.items():
+            values.setdefault(name, Counter())[shown(value)] += 1
+    usual = {name: counts.most_common(1)[0][0] for name, counts in values.items()}
+    return [", ".join(f"{name} {shown(v)}" for name, v in found.items() if shown(v) != usual[name]) for found in of_all]
+
+
+def facts(config: dict[str, Any]) -> dict[str, Any]:
+    """What may differ between the runs of one table."""
+    known = config["model"] | config["training"] | config["optimizer"]["groups"][0]
+    return {name: v for name, v in known.items() if name not in ("placement", "seed", "lr", "weight_decay", *FIXED)}
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def varied(config: dict[str, Any]) -> tuple[str, str, float, float]:
@@ -199,24 +340,20 @@ def varied(config: dict[str, Any]) -> tuple[str, str, float, float]:
 
 def check_comparable(runs: list[Run]) -> None:
     """ValueError naming the first thing in which runs differ that one table must share."""
-    first: dict[str, tuple[Run, dict[str, Any]]] = {}
+    first: dict[str, Any] = {}
     for run in runs:
         config = run.config
-        optimizer = config["optimizer"]["class"]
         fixed = {
             **{f"data: {name}": value for name, value in config["data"].items()},
-            **{f"model: {name}": value for name, value in config["model"].items() if name != "placement"},
-            **{f"training: {name}": value for name, value in config["training"].items() if name not in ("seed", *HOW)},
+            **{f"model: {name}": value for name, value in config["model"].items() if name in FIXED},
+            **{f"training: {name}": config["training"].get(name) for name in MEASURED_ALIKE},
         }
-        options = {k: v for k, v in config["optimizer"]["groups"][0].items() if k not in ("lr", "weight_decay")}
-        for scope, values in (("", fixed), (f"{optimizer}: ", options)):
-            other, expected = first.setdefault(scope, (run, values))
-            for name, value in values.items():
-                if value != expected.get(name):
-                    raise ValueError(
-                        f"{run.path} and {other.path} cannot stand in one table: {scope}{name} is {value!r} and "
-                        f"{expected.get(name)!r}. Move one of them to another folder."
-                    )
+        for name, value in fixed.items():
+            if value != first.setdefault(name, value):
+                raise ValueError(
+                    f"{run.path} and {runs[0].path} cannot stand in one table: {name} is {value!r} and "
+                    f"{first[name]!r}. Move one of them to another folder."
+                )
 
 
 def relative(loss: float, best: float) -> str:
