@@ -122,11 +122,13 @@ class Recipe(FitSettings):
     vocab_multiple: int = 1
     """the vocabulary is rounded up to a multiple of it; 64 suits GPUs"""
     momentum: float = 0.9
-    """msgdw only"""
+    """msgdw and msgdw-adamw"""
     nesterov: bool = False
-    """msgdw only"""
+    """likewise"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """adamw only"""
+    """adamw and msgdw-adamw"""
+    adamw_lr: float = 3e-3
+    """msgdw-adamw only: the learning rate of its AdamW; lr and weight_decay are mSGDW's"""
 
     @property
     def reads_images(self) -> bool:

@@ -273,6 +273,17 @@ def test_optimizer_options_must_be_the_same_in_one_table(folder):
         write_report(folder)
 
 
+def test_a_mixture_is_a_cell_whose_second_rate_is_an_option(workplace, capfd):
+    options = ["compare", "--data", "words.txt", *TINY, "--steps", "2", "--placements", "dnt", "--adamw-lr", "0.01"]
+    assert main([*options, "--optimizers", "msgdw-adamw", "--lr", "msgdw-adamw=0.3", "--out", "mix"]) == 0
+    assert [row[:4] for row in Comparison(Path("mix")).rows()] == [["dnt", "msgdw-adamw", "0.3", "0.0001"]]
+    assert "<dt>adamw_lr</dt>" in Path("mix/index.html").read_text()
+    other = [*TINY, "--steps", "2", "--optimizer", "msgdw-adamw", "--lr", "0.3", "--adamw-lr", "0.02", "--seed", "1"]
+    assert main(["train", "--data", "words.txt", *other, "--out", "mix/other"]) == 0
+    with pytest.raises(ValueError, match=r"one table: MSGDW-AdamW: second lr is 0\.0\d and 0\.0\d"):
+        write_report("mix")
+
+
 def test_the_same_setting_and_seed_twice_is_named(folder):
     twice = folder / "copy"
     shutil.copytree(next(folder.glob("dnt-*-0.1-0")), twice)

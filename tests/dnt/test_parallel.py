@@ -87,7 +87,7 @@ def weights(out: str) -> torch.Tensor:
     return torch.cat([t.flatten() for t in load_file(Path(out) / "model.safetensors").values()])
 
 
-@pytest.mark.parametrize("optimizer", ["msgdw", "adamw"])
+@pytest.mark.parametrize("optimizer", ["msgdw", "msgdw-adamw"])
 def test_one_process_and_two_agree(prepared, optimizer):
     shared = [*SETTING, "--optimizer", optimizer, "--lr", "0.03"]
     two = ["--devices", "2"]
@@ -123,7 +123,7 @@ def test_when_a_process_is_killed_the_other_ends_with_one_line_and_resuming_is_e
 
 
 def test_two_devices_then_one_then_two_resume(prepared):
-    long = [*SETTING, "--optimizer", "adamw", "--lr", "0.01", "--steps", "30", "--seed", "3"]
+    long = [*SETTING, "--optimizer", "msgdw-adamw", "--lr", "0.1", "--adamw-lr", "0.01", "--steps", "30", "--seed", "3"]
     stop = start(*long, "--devices", "2", "--strategy", "fsdp", "--out", "moved", rank=1, name="SIGTERM", step=4)
     whole = start(*long, "--out", "whole")
     [line] = finish(stop, status=130)

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import dnt
+from dnt.loop import Loop
 from dnt.machine import can_compile
+from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import cosine
 from dnt.runs import digest
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
@@ -145,6 +147,22 @@ def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(workplace):
     assert same_weights("stopped", "whole")
     steps = [row["step"] for row in dnt.Run(Path("stopped")).rows("train")]
     assert steps == sorted(set(steps)) and steps[-1] == 1500
+
+
+def test_a_stopped_mixture_resumes_to_bit_identical_weights(workplace, monkeypatch):
+    def fit(out: str, **options) -> None:
+        model = tiny_model(dropout=0.2)
+        dnt.fit(model, words(), build_optimizer("msgdw-adamw", model, {}), out=out, **OPTIONS | options)
+
+    fit("whole", checkpoint_every=3)
+    real = Loop.train_step
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Loop, "train_step", lambda self: 1 / 0 if self.step == 5 else real(self))
+        with pytest.raises(ZeroDivisionError):
+            fit("half", checkpoint_every=3)
+    fit("half", checkpoint_every=3, resume=True)
+    assert same_weights("half", "whole")
+    assert dnt.Run(Path("half")).config["optimizer"]["class"] == "MSGDW-AdamW"
 
 
 KILLED = """

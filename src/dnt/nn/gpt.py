@@ -44,6 +44,11 @@ class GPT(nn.Module):
         self.recompute = False  # whether the backward pass computes each block's activations again
         initialize(self, config.depth, config.init_std, config.init)
 
+    @property
+    def ends(self) -> list[nn.Module]:
+        """Where tokens enter and predictions leave: embeddings and head."""
+        return [child for child in self.children() if isinstance(child, nn.Embedding | nn.Linear)]
+
     def forward(
         self,
         tokens_BT: Tensor,

@@ -45,6 +45,12 @@ class ViT(nn.Module):
         self.recompute = False  # as in GPT
         initialize(self, config.depth, config.init_std, config.init)
 
+    @property
+    def ends(self) -> list[nn.Module]:
+        """Where images enter and predictions leave: embeddings, class token and head."""
+        kinds = nn.Conv2d | nn.Conv3d | ClassToken | nn.Embedding | nn.Linear
+        return [child for child in self.children() if isinstance(child, kinds)]
+
     def forward(self, images_BCS: Tensor) -> Tensor:
         """images (B, C, H, W), or (B, C, D, H, W) for in_dims=3, float -> scores (B, classes)."""
         x_BTD = self.hidden(images_BCS)

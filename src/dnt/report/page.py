@@ -29,7 +29,9 @@ def write_report(folder: str | Path) -> Path:
     runs = [run for cell in cells for setting in cell.settings for run in setting.runs]
     config = runs[0].config
     asked = config["settings"] or {}
-    options = {name: asked[name] for name in ("momentum", "nesterov", "betas") if name in asked}
+    mixed = any(cell.optimizer == "msgdw-adamw" for cell in cells)
+    shown = ("momentum", "nesterov", "betas", *(("adamw_lr",) if mixed else ()))
+    options = {name: asked[name] for name in shown if name in asked}
     template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template("page.html").render(
         title=f"{config['data']['name']}: {len(cells)} cells, {len(runs)} runs",

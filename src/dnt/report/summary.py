@@ -208,7 +208,11 @@ def check_comparable(runs: list[Run]) -> None:
             **{f"model: {name}": value for name, value in config["model"].items() if name != "placement"},
             **{f"training: {name}": value for name, value in config["training"].items() if name not in ("seed", *HOW)},
         }
-        options = {k: v for k, v in config["optimizer"]["groups"][0].items() if k not in ("lr", "weight_decay")}
+        group, *others = config["optimizer"]["groups"]
+        options = {name: value for name, value in group.items() if name not in ("lr", "weight_decay")}
+        # of a mixture's second optimizer too, with its rate and decay: no cell varies those
+        second: dict[str, Any] = next((other for other in others if other.keys() != group.keys()), {})
+        options |= {f"second {name}": value for name, value in second.items()}
         for scope, values in (("", fixed), (f"{optimizer}: ", options)):
             other, expected = first.setdefault(scope, (run, values))
             for name, value in values.items():
