@@ -13,7 +13,7 @@ import pytest
 import dnt
 from dnt.cli import COMMANDS, main
 from dnt.experiments.compare import grid, name_of
-from dnt.report.page import write_report
+from dnt.report.page import by_frequency, write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
@@ -115,7 +115,7 @@ def test_the_main_job_from_the_command_line(workplace, capfd):
     assert configs[0]["data"]["sha256"] in page and comparison.verdict.replace("&", "&amp;") in page
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.findall(r"(?:src|href)=", markup), "self-contained"
-    assert page.count('class="plotly-graph-div"') == 5
+    assert page.count('class="plotly-graph-div"') == 6 and "Loss by token frequency" in page
 
     # a finished cell is not run again, and the same command writes the same page
     before = {run.path: (run.path / "log.jsonl").stat().st_mtime_ns for run in runs}
@@ -227,6 +227,20 @@ def test_a_diverged_cell_is_in_the_table_and_the_page(folder):
     row = next(row for row in Comparison(folder).rows() if row[0] == "s2")
     assert "diverged" in row and "inf" in row[4]
     assert "diverged" in write_report(folder).read_text()
+
+
+def test_the_loss_by_token_frequency_is_the_mean_over_the_seeds_of_the_best_setting(folder):
+    assert "Loss by token frequency" not in write_report(folder).read_text(), "runs without it are left out"
+    for seed, loss in ((0, 1.0), (1, 2.0)):
+        run = dnt.Run(folder / f"pre-ln-adamw-0.003-{seed}")
+        [end] = run.log
+        parts = [{"decile": i, "symbols": 9**i, "share": 0.5, "loss": loss + i} for i in (1, 2)]
+        (run.path / "log.jsonl").write_text("")
+        run.append([{"event": "deciles", "step": 5, "deciles": parts}, end])
+    cells = Comparison(folder).cells
+    [line] = by_frequency(cells).data
+    assert (line.name, line.x, line.y) == ("pre-ln + adamw", (0.25, 0.75), (2.5, 3.5))
+    assert "Loss by token frequency" in write_report(folder).read_text()
 
 
 def test_names_in_a_page_are_escaped(tmp_path):

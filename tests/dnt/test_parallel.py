@@ -83,6 +83,11 @@ def losses(out: str) -> list[float]:
     return [*(row["loss"] for row in run.rows("train")), run.end["validation"], run.end["test"]]
 
 
+def by_decile(out: str) -> list[list[float]]:
+    [row] = dnt.Run(Path(out)).rows("deciles")
+    return [list(part.values()) for part in row["deciles"]]
+
+
 def weights(out: str) -> torch.Tensor:
     return torch.cat([t.flatten() for t in load_file(Path(out) / "model.safetensors").values()])
 
@@ -101,6 +106,7 @@ def test_one_process_and_two_agree(prepared, optimizer):
     for name in ways:
         assert losses(name) == pytest.approx(losses("one"), abs=1e-5), name
         torch.testing.assert_close(weights(name), weights("one"), rtol=0, atol=1e-5)
+        torch.testing.assert_close(by_decile(name), by_decile("one"), rtol=0, atol=1e-5)
         histogram = dnt.Run(Path(name)).rows("gradients")[-1]
         assert sum(histogram["counts"]) + histogram["zeros"] == dnt.Run(Path(name)).end["parameters"], name
     ends = [dnt.Run(Path(name)).end for name in ways]

@@ -79,6 +79,26 @@ def test_fit_equals_a_loop_written_out(workplace):
     assert end["clipped_share"] == row["clipped"] / 8 and end["peak_memory_bytes"] > 2**26
 
 
+def test_the_test_loss_by_decile_adds_up_to_the_test_loss(workplace):
+    model, data = tiny_model(), words()
+    run = dnt.fit(model, data, tiny_msgdw(model), out="run", **OPTIONS)
+    assert [row["event"] for row in run.log[-2:]] == ["deciles", "end"]
+    parts = run.rows("deciles")[-1]["deciles"]
+    assert sum(part["share"] for part in parts) == pytest.approx(1)
+    assert sum(part["share"] * part["loss"] for part in parts) == pytest.approx(run.end["test"], abs=1e-6)
+    targets, deciles = data.test.tokens[1:].astype("int64"), data.deciles()
+    tokens = torch.from_numpy(data.test.tokens.astype("int64"))
+    losses = torch.cat([
+        model.losses(tokens[i : i + 16][None, : len(targets) - i], tokens[i + 1 : i + 17][None])[0]
+        for i in range(0, len(targets), 16)
+    ])  # fmt: skip
+    for part in parts:
+        here = torch.from_numpy(deciles[targets] == part["decile"])
+        assert part["loss"] == pytest.approx(losses[here].mean().item(), rel=1e-5)
+        assert part["share"] == pytest.approx(here.float().mean().item())
+        assert part["symbols"] == (deciles == part["decile"]).sum()
+
+
 def test_adamw_state_is_eight_bytes_a_parameter(workplace):
     model = tiny_model()
     run = dnt.fit(model, words(), torch.optim.AdamW(model.parameters()), out="run", **OPTIONS)

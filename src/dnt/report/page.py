@@ -1,8 +1,9 @@
 """A folder of runs -> one self-contained page: a pure function of what the runs wrote. No torch."""
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -65,6 +66,14 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
         "Validation loss of every setting, mean over seeds; a ring marks each cell's best. Diverged runs are left out.",
         sensitivity(cells),
     )
+    frequency = by_frequency(cells)
+    if frequency.data:
+        yield (
+            "Loss by token frequency",
+            "Test loss by decile of the target's frequency in the training split, mean over seeds. Each decile holds "
+            "about a tenth of the tokens, the most frequent symbols on the left, the rarest on the right.",
+            frequency,
+        )
     for step, when in ((0, "at the start"), (None, "at the end")):
         yield (
             f"Gradient entries {when}",
@@ -131,6 +140,26 @@ def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
             ring = {"symbol": "circle-open", "size": 16, "color": line["color"], "line": {"width": 2}}
             best = {"x": [cell.best.lr], "y": [cell.best.validation]}
             figure.add_scatter(**best, mode="markers", marker=ring, showlegend=False, hoverinfo="skip")
+    return figure
+
+
+def by_frequency(cells: tuple[Cell, ...]) -> go.Figure:
+    """Of the runs that recorded it: each decile in the middle of its share of the targets."""
+    figure = styled("share of the targets, frequent symbols first", "test loss (nats)")
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    for cell, line in colored(cells):
+        logged = [rows[-1]["deciles"] for run in cell.best.runs if (rows := run.rows("deciles"))]
+        if not logged:
+            continue
+        ends = accumulate(row["share"] for row in logged[0])
+        figure.add_scatter(
+            x=[end - row["share"] / 2 for end, row in zip(ends, logged[0], strict=True)],
+            y=[mean(row["loss"] for row in rows) for rows in zip(*logged, strict=True)],
+            text=[f"{row['symbols']:,} symbols, {row['share']:.1%} of the targets" for row in logged[0]],
+            mode="lines+markers",
+            name=cell.name,
+            line=line,
+        )
     return figure
 
 
