@@ -13,7 +13,7 @@ from dnt.interrupt import ProcessLost
 from dnt.lookup import lookup
 from dnt.recipes import RECIPES
 from dnt.redact import redacted
-from dnt.settings import CompareSettings, Recipe, SampleSettings, TrainSettings, TuneSettings
+from dnt.settings import AblateSettings, CompareSettings, Recipe, SampleSettings, TrainSettings, TuneSettings
 
 
 def train(settings: TrainSettings) -> None:
@@ -37,6 +37,13 @@ def compare(settings: CompareSettings) -> None:
 def tune(settings: TuneSettings) -> None:
     """Tune every cell on the same budget, then run the winners on fresh seeds; one table, one page."""
     show(import_module("dnt.experiments.tune").tune(settings))
+
+
+def ablate(settings: AblateSettings) -> None:
+    """Tune S1 to S5, each norm alone and each left out; one table of losses, one of gradients, one page."""
+    result = import_module("dnt.experiments.ablate").ablate(settings)
+    console().print(import_module("dnt.report.gradients").table(result))
+    show(result)
 
 
 def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
@@ -73,8 +80,12 @@ def list_tables() -> None:
     import_module("dnt.listing").print_tables()
 
 
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def show(comparison: Any) -> None:
-    Console(width=None if sys.stdout.isatty() else 160).print(comparison.table())
+    console().print(comparison.table())
     print(comparison.verdict)
     print(f"page: {comparison.page}")
 
@@ -82,6 +93,7 @@ def show(comparison: Any) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "tune": tune,
+    "ablate": ablate,
     "train": train,
     "sample": sample,
     "list": list_tables,

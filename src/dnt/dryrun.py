@@ -52,11 +52,11 @@ def plan(settings: TrainSettings) -> str:
     state = sum(v.numel() * v.element_size() for slot in optimizer.state.values() for v in slot.values())
     held = (8 * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
     step = settings.batch_size * tokens
-    rates = {group["weight_decay"] for group in optimizer.param_groups}
+    first = optimizer.param_groups[0]
     lines = {
         "model": f"{config.depth} x {config.dim} x {config.heads} heads, {reads}: {parameters:,} parameters",
         "placement": f"{settings.placement}, {config.norm} (eps {config.norm_eps:g}), init {config.init}",
-        "optimizer": f"{settings.optimizer}, lr {optimizer.param_groups[0]['lr']:g}, decay {max(rates):g}, state "
+        "optimizer": f"{settings.optimizer}, lr {first['lr']:g}, decay {first['weight_decay']:g}, state "
         f"{state / parameters:.1f} bytes a parameter",
         "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "
         f"{settings.floor:g}, clip {settings.clip:g}",

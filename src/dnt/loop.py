@@ -167,7 +167,7 @@ class Loop:
                 raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
         gradients = self.gradients()
         validation = self.evaluation()
-        self.record(gradients, validation, self.result(validation))
+        self.record(gradients, validation, *self.results(validation))
         self.fabric.barrier()
 
     def no_sync(self, enabled: bool) -> Any:
@@ -246,7 +246,7 @@ class Loop:
 
     def evaluation(self) -> dict[str, Any]:
         """The log row of the validation loss."""
-        found = self.evaluate("validation")
+        found = self.means("validation", self.evaluate("validation"))
         self.record(curves={f"validation/{name}": value for name, value in found.items()})
         return {"event": "evaluation", "step": self.step, "elapsed": self.elapsed} | named("validation", found)
 
@@ -272,26 +272,30 @@ class Loop:
         return {"event": "gradients", "step": self.step} | counts
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Means over every target of a split: the loss in nats, and what else the model measures.
+    def evaluate(self, split: str, group_of: Tensor | None = None) -> Tensor:
+        """How many targets a split has, and the sum over them of each thing that the model measures; (1 + M, G).
 
-        Each process takes its rows of every batch.
+        In a column for each of G groups if the group of each symbol is given, else in one. Each process takes its rows
+        of every batch.
         """
         self.model.eval()
         rank, processes = self.fabric.global_rank, self.fabric.world_size
-        totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
+        groups = 1 if group_of is None else int(group_of.max()) + 1
+        sums = torch.zeros(1 + len(self.model.measures), groups, dtype=torch.float64)
         rows = self.settings.batch_size // self.accumulate
         for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
-            targets = int((y >= 0).sum())
-            means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
-            totals += means * targets if targets else 0.0  # rows of padding alone have no mean
-            count += targets
-        count = round(self.over_all(count, "sum"))
-        found = {
-            name: self.over_all(float(total), "sum") / count
-            for name, total in zip(self.model.measures, totals, strict=True)
-        }
+            measured = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
+            there = y.flatten() >= 0
+            targets = y.flatten()[there]
+            group = torch.zeros_like(targets) if group_of is None else group_of[targets]
+            sums.index_add_(1, group, torch.cat([torch.ones(1, len(targets)).double(), measured[:, there]]))
         self.model.train()
+        return self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum").cpu()
+
+    def means(self, split: str, sums: Tensor) -> dict[str, float]:
+        """Over every target of a split: the loss in nats, and what else the model measures."""
+        count, *totals = sums.sum(1).tolist()
+        found = {name: total / count for name, total in zip(self.model.measures, totals, strict=True)}
         if not math.isfinite(found["loss"]):
             self.diverge(self.step, f"the loss of the {split} split is {found['loss']}")
         return found
@@ -305,16 +309,19 @@ class Loop:
         """Of all cores and processes, with imports and compilation: what the run cost on a CPU."""
         return self.over_all(self.cpu_before / self.fabric.world_size + sum(os.times()[:4]), "sum")
 
-    def result(self, evaluation: dict[str, Any]) -> dict[str, Any]:
-        """What the run reached and what it cost."""
-        test, memory, cpu_seconds = named("test", self.evaluate("test")), self.most_memory(), self.cpu_seconds()
+    def results(self, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the run reached and what it cost; of text, the test loss by frequency too."""
+        deciles = torch.from_numpy(self.data.deciles()) if isinstance(self.model, GPT) else None
+        sums = self.evaluate("test", deciles)
+        test, memory = named("test", self.means("test", sums)), self.most_memory()
+        cpu_seconds = self.cpu_seconds()
         if not self.fabric.is_global_zero:
-            return {}
+            return []
         rows = self.run.rows("train")
         states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         rates = sorted(row[self.speed] for row in rows if row[self.speed]) or [0.0]
         validation = {name: value for name, value in evaluation.items() if name.startswith("validation")}
-        return {
+        end = {
             "event": "end",
             "step": self.step,
             **validation,
@@ -327,6 +334,18 @@ class Loop:
             "peak_memory_bytes": memory,
             "cpu_seconds": cpu_seconds,
         }
+        return [end] if deciles is None else [self.by_decile(deciles, sums), end]
+
+    def by_decile(self, deciles: Tensor, sums: Tensor) -> dict[str, Any]:
+        """The log row of the test loss by the frequency of the target: of each decile that has any."""
+        symbols = deciles.bincount().tolist()
+        count = sums[0].sum().item()
+        found = [
+            {"decile": i, "symbols": symbols[i], "share": targets / count, "loss": total / targets}
+            for i, (targets, total) in enumerate(sums.T.tolist())
+            if targets
+        ]
+        return {"event": "deciles", "step": self.step, "deciles": found}
 
 
 def named(split: str, found: dict[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ LEAST |= {"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1}
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
 SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
-OF_OPTIMIZERS = ("momentum", "nesterov", "betas")  # nothing to an optimizer that does not take them
+OF_OPTIMIZERS = ("momentum", "nesterov", "betas", "adamw_lr")  # nothing to an optimizer that does not take them
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 FIXED = (  # in a comparison: what else is varied leaves the losses comparable
     *("data", "model", "tokenizer", "column", "image_size", "context", "vocab_multiple", "betas"),
@@ -128,11 +128,13 @@ class Recipe(FitSettings):
     vocab_multiple: int = 1
     """the vocabulary is rounded up to a multiple of it; 64 suits GPUs"""
     momentum: float = 0.9
-    """msgdw only"""
+    """msgdw and msgdw-adamw"""
     nesterov: bool = False
-    """msgdw only"""
+    """likewise"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """adamw only"""
+    """adamw and msgdw-adamw"""
+    adamw_lr: float = 3e-3
+    """msgdw-adamw only: the learning rate of its AdamW; lr and weight_decay are mSGDW's"""
 
     @property
     def reads_images(self) -> bool:
@@ -269,6 +271,22 @@ class TuneSettings(Cells):
                 f"points is {self.points}, most-points {self.most_points}; a winner inside its grid takes 3 points or "
                 "more, and most-points is no fewer."
             )
+
+
+ABLATED = ("pre-ln", "s2", "s3", "s4", "dnt")  # S1 to S5
+ABLATED += ("dnt-no-input", "dnt-no-pre", "dnt-no-qk", "dnt-no-mid", "input-only", "qk-only", "mid-only", "no-norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateSettings(TuneSettings):
+    """Tune S1 to S5, and each norm alone (of PreNorm that is pre-ln) and left out of dnt (docs/protocol.md)."""
+
+    placements: tuple[str, ...] = ABLATED
+    optimizers: tuple[str, ...] = ("msgdw",)
+    init: str = "gpt2"
+    """of all rows"""
+    own_init: str = "dnt"
+    """of one more row of the placement dnt"""
 
 
 @dataclass(frozen=True, kw_only=True)

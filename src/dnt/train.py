@@ -26,6 +26,7 @@ from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
+from dnt.optim.mixed import Mixed
 from dnt.parallel import process_lost, shard, watched
 from dnt.progress import announcement, progress_bar
 from dnt.runs import Run
@@ -282,7 +283,8 @@ def check_match(model: GPT | ViT, data: TextData | ImageData, optimizer: torch.o
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    return {"class": type(optimizer).__name__, "groups": groups}
+    parts = optimizer.parts if isinstance(optimizer, Mixed) else [optimizer]
+    return {"class": "-".join(type(part).__name__ for part in parts), "groups": groups}
 
 
 def check_same(run: Run, config: dict[str, Any]) -> None:

@@ -220,6 +220,18 @@ def test_a_chunked_loss_equals_cross_entropy_on_all_logits(monkeypatch, tie):
     torch.testing.assert_close(gradients(model, tokens, targets), whole)
 
 
+@torch.no_grad()
+def test_the_losses_of_targets_are_cross_entropies_in_chunks_too(monkeypatch):
+    model, tokens = randomize(build()), torch.randint(0, 13, (3, 8))
+    targets = tokens.roll(1, 1)
+    targets[1, 5:] = -1
+    expected = -model(tokens).log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets >= 0)
+    torch.testing.assert_close(model.losses(tokens, targets), expected)
+    torch.testing.assert_close(expected.sum() / (targets >= 0).sum(), model.loss(tokens, targets))
+    monkeypatch.setattr(gpt_file, "MOST_LOGITS", 13 * 5)
+    torch.testing.assert_close(model.losses(tokens, targets), expected)
+
+
 def test_a_chunked_loss_keeps_no_logits(monkeypatch):
     model, tokens = build(vocab_size=500), torch.randint(0, 13, (8, 8))
     assert max(saved_elements(model, tokens)) >= 64 * 500

@@ -14,7 +14,7 @@ import dnt
 from dnt.cli import COMMANDS, main
 from dnt.experiments.cells import run_name
 from dnt.experiments.compare import grid
-from dnt.report.page import write_report
+from dnt.report.page import by_frequency, write_report
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, TrainSettings
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
@@ -116,7 +116,7 @@ def test_the_main_job_from_the_command_line(workplace, capfd):
     assert configs[0]["data"]["sha256"] in page and comparison.verdict.replace("&", "&amp;") in page
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.findall(r"(?:src|href)=", markup), "self-contained"
-    assert page.count('class="plotly-graph-div"') == 5
+    assert page.count('class="plotly-graph-div"') == 6 and "Loss by token frequency" in page
 
     # a finished cell is not run again, and the same command writes the same page
     before = {run.path: (run.path / "log.jsonl").stat().st_mtime_ns for run in runs}
@@ -232,6 +232,20 @@ def test_a_diverged_cell_is_in_the_table_and_the_page(folder):
     assert "diverged" in write_report(folder).read_text()
 
 
+def test_the_loss_by_token_frequency_is_the_mean_over_the_seeds_of_the_best_setting(folder):
+    assert "Loss by token frequency" not in write_report(folder).read_text(), "runs without it are left out"
+    for seed, loss in ((0, 1.0), (1, 2.0)):
+        run = dnt.Run(folder / f"pre-ln-adamw-0.003-{seed}")
+        [end] = run.log
+        parts = [{"decile": i, "symbols": 9**i, "share": 0.5, "loss": loss + i} for i in (1, 2)]
+        (run.path / "log.jsonl").write_text("")
+        run.append([{"event": "deciles", "step": 5, "deciles": parts}, end])
+    cells = Comparison(folder).cells
+    [line] = by_frequency(cells).data
+    assert (line.name, line.x, line.y) == ("pre-ln + adamw", (0.25, 0.75), (2.5, 3.5))
+    assert "Loss by token frequency" in write_report(folder).read_text()
+
+
 def test_names_in_a_page_are_escaped(tmp_path):
     hand_written(tmp_path, "dnt", "msgdw", 0.1, 0, 2.0, 2.0)
     path = next(tmp_path.glob("*/config.json"))
@@ -276,6 +290,17 @@ def test_a_run_that_differs_in_an_option_is_a_cell_of_its_own(folder):
     assert [cell.name for cell in comparison.cells] == ["pre-ln + adamw", "dnt + msgdw", "dnt + msgdw, momentum 0.5"]
     assert comparison.columns()[2] == "variation" and comparison.rows()[2][2] == "momentum 0.5"
     assert "momentum 0.5" in write_report(folder).read_text()
+
+
+def test_a_mixture_is_a_cell_whose_second_rate_is_an_option(workplace, capfd):
+    options = ["compare", "--data", "words.txt", *TINY, "--steps", "2", "--placements", "dnt", "--adamw-lr", "0.01"]
+    assert main([*options, "--optimizers", "msgdw-adamw", "--lr", "msgdw-adamw=0.3", "--out", "mix"]) == 0
+    assert [row[:4] for row in Comparison(Path("mix")).rows()] == [["dnt", "msgdw-adamw", "0.3", "0.0001"]]
+    assert "<dt>adamw_lr</dt>" in Path("mix/index.html").read_text()
+    other = [*TINY, "--steps", "2", "--optimizer", "msgdw-adamw", "--lr", "0.3", "--adamw-lr", "0.02", "--seed", "1"]
+    assert main(["train", "--data", "words.txt", *other, "--out", "mix/other"]) == 0
+    first, other = Comparison(Path("mix")).cells
+    assert "second lr" in first.variation + other.variation
 
 
 def test_the_same_setting_and_seed_twice_is_named(folder):

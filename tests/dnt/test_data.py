@@ -12,7 +12,7 @@ import dnt
 from dnt.data import text
 from dnt.data.text import prepare_text
 from dnt.data.tokenizers import ByteTokenizer, CharTokenizer, tokenizer_from
-from dnt.data.tokens import Windows
+from dnt.data.tokens import Windows, frequency_deciles
 
 
 @pytest.fixture(autouse=True)
@@ -217,3 +217,32 @@ def test_an_evaluation_predicts_every_token_but_the_first_exactly_once(context, 
 def test_a_context_longer_than_the_data_is_named(poem):
     with pytest.raises(ValueError, match=r"the context of 9000 tokens is too long for the train split of \d+ tokens"):
         dnt.prepare(str(poem), context=9000)
+
+
+# --- frequencies ----------------------------------------------------------------------------------------------------
+
+
+def test_deciles_hold_a_tenth_of_the_tokens_each_frequent_symbols_first():
+    assert frequency_deciles(np.array([7] * 30)).tolist() == [i // 3 for i in range(30)]  # ties: by id
+    shuffled = np.random.default_rng(0).permutation(1000)
+    counts = (1e9 / (1 + shuffled)).astype(np.int64)  # Zipf: the first symbol alone is 13% of all
+    deciles = frequency_deciles(counts)
+    assert (np.diff(deciles[np.argsort(shuffled)]) >= 0).all(), "never a rarer symbol before"
+    shares = np.bincount(deciles, counts) / counts.sum()
+    assert shares[3:] == pytest.approx(0.1, abs=0.01) and len(shares) == 10
+
+
+def test_a_symbol_of_more_than_a_tenth_lies_where_its_middle_does_and_an_unseen_one_is_rare():
+    # of 100: 0-44, 44-74, 74-84, 84-94, 94-97, 97-100, nothing
+    assert frequency_deciles(np.array([44, 30, 10, 10, 3, 3, 0])).tolist() == [2, 5, 7, 8, 9, 9, 9]
+    assert frequency_deciles(np.array([0, 5])).tolist() == [9, 5]
+
+
+def test_deciles_count_the_training_split(tmp_path):
+    (tmp_path / "ab.txt").write_text("a" * 6000 + "b" * 3999 + "c")
+    data = dnt.prepare(str(tmp_path / "ab.txt"), context=8)
+    deciles = data.deciles()
+    train = bytes(data.train.tokens.tolist())
+    assert len(deciles) == 256 and deciles[ord("c")] == 9
+    assert deciles[ord("a")] == 10 * (train.count(b"a") / 2) // len(train)
+    assert deciles[ord("b")] == 10 * (train.count(b"a") + train.count(b"b") / 2) // len(train)

@@ -1,5 +1,6 @@
 import math
 from copy import deepcopy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,10 @@ from torch import nn
 
 import dnt
 from dnt.optim.factory import build_optimizer
+from dnt.optim.mixed import Mixed
 from dnt.optim.schedule import SCHEDULES
 from tests import reference
+from tests.conftest import tiny_model
 
 
 def walk(make, steps: int = 6, lrs=None) -> list[torch.Tensor]:
@@ -129,6 +132,109 @@ def test_options_that_are_not_given_have_the_factorys_defaults():
     assert build_optimizer("adamw", model, {"betas": (0.1, 0.2)}).param_groups[0]["betas"] == (0.1, 0.2)
     with pytest.raises(ValueError, match=r"unknown optimizer 'adam'. Did you mean 'adamw'?"):
         build_optimizer("adam", model, {})
+
+
+# --- mixtures -------------------------------------------------------------------------------------------------------
+
+
+def trained(optimizer, model: dnt.GPT, steps: int, seed: int = 0) -> list[torch.Tensor]:
+    """The weights after a few steps on fixed tokens, at a learning rate that falls."""
+    tokens = torch.randint(256, (steps, 2, 9), generator=torch.Generator().manual_seed(seed))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9
+        optimizer.zero_grad()
+        model.loss(tokens[step, :, :-1], tokens[step, :, 1:]).backward()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+class Both:
+    """Two optimizers stepped by hand."""
+
+    def __init__(self, *two):
+        self.two = two
+
+    @property
+    def param_groups(self):
+        return [group for one in self.two for group in one.param_groups]
+
+    def zero_grad(self):
+        for one in self.two:
+            one.zero_grad()
+
+    def step(self):
+        for one in self.two:
+            one.step()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_msgdw_adamw_equals_the_two_optimizers_stepped_by_hand(tied):
+    model, slow = (tiny_model(tie_embeddings=tied) for _ in range(2))
+    options = {"lr": 0.3, "weight_decay": 0.01, "momentum": 0.8, "adamw_lr": 0.02, "betas": (0.8, 0.9)}
+    mixed = trained(build_optimizer("msgdw-adamw", model, options), model, 5)
+    own = [slow.tokens.weight, slow.positions.weight, *([] if tied else [slow.head.weight])]
+    others = [p for p in slow.parameters() if all(p is not one for one in own)]
+    groups = [
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    by_hand = Both(
+        dnt.MSGDW(groups, lr=0.3, momentum=0.8), torch.optim.AdamW(own, lr=0.02, weight_decay=0.1, betas=(0.8, 0.9))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(mixed, trained(by_hand, slow, 5), strict=True))
+
+
+def adamws(model) -> set[nn.Parameter]:
+    """What the AdamW of msgdw-adamw holds, once it is sure that it holds every other parameter nowhere or once."""
+    optimizer = build_optimizer("msgdw-adamw", model, {})
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == set(model.parameters())
+    return {p for group in optimizer.param_groups if "betas" in group for p in group["params"]}
+
+
+def test_the_adamw_of_msgdw_adamw_holds_embeddings_class_token_and_head_alone():
+    gpt = tiny_model(tie_embeddings=False)
+    assert adamws(gpt) == {gpt.tokens.weight, gpt.positions.weight, gpt.head.weight}
+    tied = tiny_model(positions="rope")
+    assert adamws(tied) == {tied.tokens.weight} == {tied.head.weight}
+    for in_dims in (2, 3):
+        config = dnt.ViTConfig(image_size=8, patch_size=4, channels=1, classes=3, depth=1, dim=12, heads=2)
+        vit = dnt.ViT(replace(config, in_dims=in_dims, bias=True))
+        own = {*vit.patches.parameters(), vit.class_token.weight, vit.positions.weight, *vit.head.parameters()}
+        assert adamws(vit) == own
+        bare = dnt.ViT(replace(config, in_dims=in_dims, pool="mean", positions="sincos"))
+        assert adamws(bare) == {bare.patches.weight, bare.head.weight}
+
+
+def test_the_state_of_a_mixture_survives_a_round_trip():
+    model = tiny_model()
+    first = build_optimizer("msgdw-adamw", model, {})
+    trained(first, model, 2)
+    copy = deepcopy(model)
+    second = build_optimizer("msgdw-adamw", copy, {"lr": 9.0, "adamw_lr": 9.0})
+    second.load_state_dict(deepcopy(first.state_dict()))
+    ways = trained(first, model, 3, seed=1), trained(second, copy, 3, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(*ways, strict=True))
+    assert all(part.state is second.state for part in second.parts)
+
+
+def test_a_mixture_calls_a_closure_once_and_refuses_a_parameter_in_two_parts():
+    a, b = (nn.Parameter(torch.ones(1)) for _ in range(2))
+    optimizer = Mixed(dnt.MSGDW([a], lr=0.1), torch.optim.SGD([b], lr=0.2))
+    calls = []
+
+    def closure():
+        calls.append(1)
+        optimizer.zero_grad()
+        loss = (a + b).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 2 and calls == [1]
+    assert (a.item(), b.item()) == pytest.approx((0.9, 0.8))
+    with pytest.raises(ValueError, match="appear in more than one parameter group"):
+        Mixed(dnt.MSGDW([a], lr=0.1), torch.optim.SGD([b, a], lr=0.1))
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------

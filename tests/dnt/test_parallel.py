@@ -83,11 +83,16 @@ def losses(out: str) -> list[float]:
     return [*(row["loss"] for row in run.rows("train")), run.end["validation"], run.end["test"]]
 
 
+def by_decile(out: str) -> list[list[float]]:
+    [row] = dnt.Run(Path(out)).rows("deciles")
+    return [list(part.values()) for part in row["deciles"]]
+
+
 def weights(out: str) -> torch.Tensor:
     return torch.cat([t.flatten() for t in load_file(Path(out) / "model.safetensors").values()])
 
 
-@pytest.mark.parametrize("optimizer", ["msgdw", "adamw"])
+@pytest.mark.parametrize("optimizer", ["msgdw", "msgdw-adamw"])
 def test_one_process_and_two_agree(prepared, optimizer):
     shared = [*SETTING, "--optimizer", optimizer, "--lr", "0.03"]
     two = ["--devices", "2"]
@@ -101,6 +106,7 @@ def test_one_process_and_two_agree(prepared, optimizer):
     for name in ways:
         assert losses(name) == pytest.approx(losses("one"), abs=1e-5), name
         torch.testing.assert_close(weights(name), weights("one"), rtol=0, atol=1e-5)
+        torch.testing.assert_close(by_decile(name), by_decile("one"), rtol=0, atol=1e-5)
         histogram = dnt.Run(Path(name)).rows("gradients")[-1]
         assert sum(histogram["counts"]) + histogram["zeros"] == dnt.Run(Path(name)).end["parameters"], name
     ends = [dnt.Run(Path(name)).end for name in ways]
@@ -123,7 +129,7 @@ def test_when_a_process_is_killed_the_other_ends_with_one_line_and_resuming_is_e
 
 
 def test_two_devices_then_one_then_two_resume(prepared):
-    long = [*SETTING, "--optimizer", "adamw", "--lr", "0.01", "--steps", "30", "--seed", "3"]
+    long = [*SETTING, "--optimizer", "msgdw-adamw", "--lr", "0.1", "--adamw-lr", "0.01", "--steps", "30", "--seed", "3"]
     stop = start(*long, "--devices", "2", "--strategy", "fsdp", "--out", "moved", rank=1, name="SIGTERM", step=4)
     whole = start(*long, "--out", "whole")
     [line] = finish(stop, status=130)

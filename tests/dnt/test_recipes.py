@@ -59,6 +59,11 @@ def test_a_dry_run_builds_every_shape_without_memory(name):
     assert f"state {8 if 'adamw' in name else 4}.0 bytes a parameter" in text
 
 
+def test_a_dry_run_of_a_mixture_says_the_rate_and_decay_of_the_first():
+    text = plan(TrainSettings(optimizer="msgdw-adamw", lr=0.2, weight_decay=1e-3, tokenizer="byte"))
+    assert "msgdw-adamw, lr 0.2, decay 0.001, state 4." in text
+
+
 def test_a_dry_run_of_the_largest_takes_no_memory_and_no_data():
     code = (
         "import resource; from dataclasses import replace\n"

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import dnt
+from dnt.loop import Loop
 from dnt.machine import can_compile
+from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import cosine
 from dnt.runs import digest
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
@@ -75,6 +77,26 @@ def test_fit_equals_a_loop_written_out(workplace):
     assert end["test"] == pytest.approx(sum(by_hand) / (len(tokens) - 1), rel=1e-5)
     assert end["state_bytes"] == 4 * end["parameters"] == 4 * sum(p.numel() for p in model.parameters())
     assert end["clipped_share"] == row["clipped"] / 8 and end["peak_memory_bytes"] > 2**26
+
+
+def test_the_test_loss_by_decile_adds_up_to_the_test_loss(workplace):
+    model, data = tiny_model(), words()
+    run = dnt.fit(model, data, tiny_msgdw(model), out="run", **OPTIONS)
+    assert [row["event"] for row in run.log[-2:]] == ["deciles", "end"]
+    parts = run.rows("deciles")[-1]["deciles"]
+    assert sum(part["share"] for part in parts) == pytest.approx(1)
+    assert sum(part["share"] * part["loss"] for part in parts) == pytest.approx(run.end["test"], abs=1e-6)
+    targets, deciles = data.test.tokens[1:].astype("int64"), data.deciles()
+    tokens = torch.from_numpy(data.test.tokens.astype("int64"))
+    losses = torch.cat([
+        model.losses(tokens[i : i + 16][None, : len(targets) - i], tokens[i + 1 : i + 17][None])[0]
+        for i in range(0, len(targets), 16)
+    ])  # fmt: skip
+    for part in parts:
+        here = torch.from_numpy(deciles[targets] == part["decile"])
+        assert part["loss"] == pytest.approx(losses[here].mean().item(), rel=1e-5)
+        assert part["share"] == pytest.approx(here.float().mean().item())
+        assert part["symbols"] == (deciles == part["decile"]).sum()
 
 
 def test_adamw_state_is_eight_bytes_a_parameter(workplace):
@@ -145,6 +167,22 @@ def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(workplace):
     assert same_weights("stopped", "whole")
     steps = [row["step"] for row in dnt.Run(Path("stopped")).rows("train")]
     assert steps == sorted(set(steps)) and steps[-1] == 1500
+
+
+def test_a_stopped_mixture_resumes_to_bit_identical_weights(workplace, monkeypatch):
+    def fit(out: str, **options) -> None:
+        model = tiny_model(dropout=0.2)
+        dnt.fit(model, words(), build_optimizer("msgdw-adamw", model, {}), out=out, **OPTIONS | options)
+
+    fit("whole", checkpoint_every=3)
+    real = Loop.train_step
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Loop, "train_step", lambda self: 1 / 0 if self.step == 5 else real(self))
+        with pytest.raises(ZeroDivisionError):
+            fit("half", checkpoint_every=3)
+    fit("half", checkpoint_every=3, resume=True)
+    assert same_weights("half", "whole")
+    assert dnt.Run(Path("half")).config["optimizer"]["class"] == "MSGDW-AdamW"
 
 
 KILLED = """

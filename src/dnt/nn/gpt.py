@@ -44,6 +44,11 @@ class GPT(nn.Module):
         self.recompute = False  # whether the backward pass computes each block's activations again
         initialize(self, config.depth, config.init_std, config.init)
 
+    @property
+    def ends(self) -> list[nn.Module]:
+        """Where tokens enter and predictions leave: embeddings and head."""
+        return [child for child in self.children() if isinstance(child, nn.Embedding | nn.Linear)]
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -102,11 +107,21 @@ class GPT(nn.Module):
         total = sum(checkpoint(self.cross_entropy, *chunk, "sum", use_reentrant=False) for chunk in chunks)
         return total / (targets_N >= 0).sum()
 
+    def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Cross-entropy in nats of each target, 0 where it is -1; (B, T).
+
+        To be measured, not trained on: in chunks as in `loss`, but a backward pass would keep the logits of all.
+        """
+        hidden_ND, targets_N = self.hidden(tokens_BT).flatten(0, 1), targets_BT.flatten()
+        rows = max(1, MOST_LOGITS // self.config.vocab_size)
+        chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+        return torch.cat([self.cross_entropy(*chunk, "none") for chunk in chunks]).view_as(targets_BT)
+
     measures: ClassVar[tuple[str, ...]] = ("loss",)
 
     def measure(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """What an evaluation reports, means over the targets, by the names in `measures`; (1,) tensor."""
-        return self.loss(tokens_BT, targets_BT)[None]
+        """What an evaluation reports the means of, of each target, by the names in `measures`; (1, N)."""
+        return self.losses(tokens_BT, targets_BT).flatten()[None]
 
     def cross_entropy(self, hidden_ND: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
         """Of the head's predictions, at least in float32."""

@@ -47,7 +47,8 @@ class Placement:
         return f"{start}; {attn}; {self.mlp.formula('mlp')}; {end}"
 
 
-PRE, MID, PRE_MID, POST = Slots(pre=True), Slots(mid=True), Slots(pre=True, mid=True), Slots(post=True)
+NONE, PRE, MID, PRE_MID = Slots(), Slots(pre=True), Slots(mid=True), Slots(pre=True, mid=True)
+POST = Slots(post=True)
 
 PLACEMENTS: dict[str, Placement] = {
     "pre-ln": Placement(attn=PRE, mlp=PRE, source="2002.04745; S1 of 2507.17501"),
@@ -55,6 +56,14 @@ PLACEMENTS: dict[str, Placement] = {
     "s3": Placement(attn=PRE, mlp=PRE, qk=True, input=True, source="S3 of 2507.17501"),
     "s4": Placement(attn=PRE_MID, mlp=PRE_MID, qk=True, input=True, source="S4 of 2507.17501"),
     "dnt": Placement(attn=PRE_MID, mlp=MID, qk=True, input=True, source="S5 of 2507.17501, the default"),
+    "dnt-no-input": Placement(attn=PRE_MID, mlp=MID, qk=True, source="dnt without InputNorm"),
+    "dnt-no-pre": Placement(attn=MID, mlp=MID, qk=True, input=True, source="dnt without PreNorm"),
+    "dnt-no-qk": Placement(attn=PRE_MID, mlp=MID, input=True, source="dnt without QKNorm"),
+    "dnt-no-mid": Placement(attn=PRE, mlp=NONE, qk=True, input=True, source="dnt without MidNorm"),
+    "input-only": Placement(attn=NONE, mlp=NONE, input=True, source="InputNorm alone"),
+    "qk-only": Placement(attn=NONE, mlp=NONE, qk=True, source="QKNorm alone"),
+    "mid-only": Placement(attn=MID, mlp=MID, source="MidNorm alone"),
+    "no-norm": Placement(attn=NONE, mlp=NONE, source="the norm before the head alone"),
     "post-ln": Placement(attn=POST, mlp=POST, final=False, source="1706.03762"),
     "peri-ln": Placement(attn=PRE_MID, mlp=PRE_MID, source="2502.02732, without its optional input norm"),
 }

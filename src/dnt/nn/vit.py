@@ -45,6 +45,12 @@ class ViT(nn.Module):
         self.recompute = False  # as in GPT
         initialize(self, config.depth, config.init_std, config.init)
 
+    @property
+    def ends(self) -> list[nn.Module]:
+        """Where images enter and predictions leave: embeddings, class token and head."""
+        kinds = nn.Conv2d | nn.Conv3d | ClassToken | nn.Embedding | nn.Linear
+        return [child for child in self.children() if isinstance(child, kinds)]
+
     def forward(self, images_BCS: Tensor) -> Tensor:
         """images (B, C, H, W), or (B, C, D, H, W) for in_dims=3, float -> scores (B, classes)."""
         x_BTD = self.hidden(images_BCS)
@@ -73,15 +79,14 @@ class ViT(nn.Module):
     measures: ClassVar[tuple[str, ...]] = ("loss", "top1", "top5")
 
     def measure(self, images_BCS: Tensor, labels_B: Tensor) -> Tensor:
-        """What an evaluation reports, means over the labels that are not -1, by the names in `measures`; (3,) tensor.
+        """What an evaluation reports the means of, of each label, 0 where it is -1, by the names in `measures`; (3, B).
 
-        top1, top5: the share of labels that have the highest score, or one of the five highest.
+        top1, top5: whether a label has the highest score, or one of the five highest.
         """
         scores = self(images_BCS).to(torch.float32)
-        there = labels_B >= 0
-        best = (scores.topk(min(5, scores.shape[-1])).indices == labels_B[:, None]) & there[:, None]
-        loss = F.cross_entropy(scores, labels_B, ignore_index=-1)
-        return torch.stack([loss, best[:, 0].sum() / there.sum(), best.sum() / there.sum()])
+        best = scores.topk(min(5, scores.shape[-1])).indices == labels_B[:, None]
+        loss = F.cross_entropy(scores, labels_B, ignore_index=-1, reduction="none")
+        return torch.stack([loss, best[:, 0].to(loss), best.any(1).to(loss)])
 
     def loss(self, images_BCS: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in nats, at least in float32; () tensor.

@@ -1,4 +1,7 @@
-"""Optimizers by name. The signature of a factory holds its defaults; its docstring opens with formula and source."""
+"""Optimizers by name. The signature of a factory holds its defaults; its docstring opens with formula and source.
+
+A factory takes parameters or groups, as torch's optimizers do; a mixture takes the `model`, to divide it by module.
+"""
 
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -8,7 +11,8 @@ import torch
 from torch import nn
 
 from dnt.lookup import lookup
-from dnt.optim.groups import param_groups
+from dnt.optim.groups import decay_groups, ends_and_rest, param_groups
+from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
 
 
@@ -32,18 +36,41 @@ def msgdw(
     return MSGDW(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
 
 
+def msgdw_adamw(
+    model: nn.Module,
+    lr: float = 0.1,
+    weight_decay: float = 1e-4,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    adamw_lr: float = 3e-3,
+    adamw_weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> torch.optim.Optimizer:
+    """adamw for embeddings, class token and head, msgdw for all else
+
+    after 2407.07972. The control that tells whether mSGDW lags behind AdamW in the blocks, or at the rare symbols.
+    """
+    ends, rest = ends_and_rest(model)
+    return Mixed(
+        msgdw(decay_groups(rest, weight_decay), lr, weight_decay, momentum, nesterov),
+        adamw(decay_groups(ends, adamw_weight_decay), adamw_lr, adamw_weight_decay, betas),
+    )
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": adamw,
     "msgdw": msgdw,
+    "msgdw-adamw": msgdw_adamw,
 }
 
 
 def build_optimizer(name: str, model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer `name` over the model's decay groups.
+    """The optimizer `name` over all parameters of the model, of which matrices and embeddings decay.
 
     Of `options` it takes those in its signature that are not None; the others have its defaults.
     """
     factory = lookup(OPTIMIZERS, name, "optimizer")
-    known = {k: p.default for k, p in signature(factory).parameters.items() if k != "params"}
-    chosen = known | {k: v for k, v in options.items() if k in known and v is not None}
-    return factory(param_groups(model, chosen["weight_decay"]), **chosen)
+    members, *known = signature(factory).parameters.values()
+    defaults = {option.name: option.default for option in known}
+    chosen = defaults | {k: v for k, v in options.items() if k in defaults and v is not None}
+    return factory(model if members.name == "model" else param_groups(model, chosen["weight_decay"]), **chosen)

@@ -1,8 +1,9 @@
 """A folder of runs -> one self-contained page: a pure function of what the runs wrote. No torch."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
-from statistics import geometric_mean, mean
+from statistics import mean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,9 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from dnt import __version__
 from dnt.files import atomic_write
-from dnt.report.spread import Spread, centered, spread
+from dnt.report.gradients import centered, histogram_at, statistics
 from dnt.report.summary import Cell, Comparison, Setting
-from dnt.runs import Run
 
 COLORS = qualitative.D3
 MANY_COLORS = qualitative.Dark24
@@ -31,7 +31,9 @@ def write_report(folder: str | Path) -> Path:
     runs = comparison.runs
     config = runs[0].config
     asked = config["settings"] or {}
-    options = {name: asked[name] for name in ("momentum", "nesterov", "betas") if name in asked}
+    mixed = any(cell.optimizer == "msgdw-adamw" for cell in cells)
+    shown = ("momentum", "nesterov", "betas", *(("adamw_lr",) if mixed else ()))
+    options = {name: asked[name] for name in shown if name in asked}
     template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template("page.html").render(
         title=f"{config['data']['name']}: {len(cells)} cells, {comparison.budget}",
@@ -73,6 +75,14 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
             "Loss against decay",
             "Validation loss at each cell's best learning rate; the decay of a step, lr x wd, each value one tick.",
             decays,
+        )
+    frequency = by_frequency(cells)
+    if frequency.data:
+        yield (
+            "Loss by token frequency",
+            "Test loss by decile of the target's frequency in the training split, mean over seeds. Each decile holds "
+            "about a tenth of the tokens, the most frequent symbols on the left, the rarest on the right.",
+            frequency,
         )
     for step, when in ((0, "at the start"), (None, "at the end")):
         yield (
@@ -176,24 +186,24 @@ def decay_sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
     return figure
 
 
-def statistics(cells: tuple[Cell, ...]) -> list[list[str]]:
-    """Of the gradients of each cell at its best setting: how the entries are spread, at the start and at the end."""
-    rows = []
-    for cell in cells:
-        found = [[spread(h) for run in cell.best.runs if (h := histogram_at(run, step))] for step in (0, None)]
-        if all(found):
-            rows.append([cell.name, *(text for spreads in found for text in averages(spreads))])
-    return rows
-
-
-def averages(spreads: list[Spread]) -> list[str]:
-    """Geometric means over seeds of sizes, the mean of shares."""
-    return [
-        f"{geometric_mean([s.median for s in spreads]):.1e}",
-        f"{geometric_mean([s.rms for s in spreads]):.1e}",
-        f"{geometric_mean([s.ratio for s in spreads]):.0f}",
-        f"{mean(s.top_share for s in spreads):.0%}",
-    ]
+def by_frequency(cells: tuple[Cell, ...]) -> go.Figure:
+    """Of the runs that recorded it: each decile in the middle of its share of the targets."""
+    figure = styled("share of the targets, frequent symbols first", "test loss (nats)")
+    figure.update_xaxes(tickformat=".0%", range=[0, 1])
+    for cell, line in colored(cells):
+        logged = [rows[-1]["deciles"] for run in cell.best.runs if (rows := run.rows("deciles"))]
+        if not logged:
+            continue
+        ends = accumulate(row["share"] for row in logged[0])
+        figure.add_scatter(
+            x=[end - row["share"] / 2 for end, row in zip(ends, logged[0], strict=True)],
+            y=[mean(row["loss"] for row in rows) for rows in zip(*logged, strict=True)],
+            text=[f"{row['symbols']:,} symbols, {row['share']:.1%} of the targets" for row in logged[0]],
+            mode="lines+markers",
+            name=cell.name,
+            line=line,
+        )
+    return figure
 
 
 def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
@@ -209,10 +219,3 @@ def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
         filled = [(x, count / total) for x, count in centered(histogram) if count]
         figure.add_scatter(x=[x for x, _ in filled], y=[y for _, y in filled], name=cell.name, line=line)
     return figure
-
-
-def histogram_at(run: Run, step: int | None) -> dict[str, Any] | None:
-    rows = run.rows("gradients")
-    if step is None:
-        return rows[-1] if rows and rows[-1]["step"] > 0 else None
-    return next((row for row in rows if row["step"] == step), None)

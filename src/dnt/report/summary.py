@@ -321,7 +321,11 @@ def variations(configs: list[dict[str, Any]]) -> list[str]:
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
     """What may differ between the runs of one table."""
-    known = config["model"] | config["training"] | config["optimizer"]["groups"][0]
+    group, *others = config["optimizer"]["groups"]
+    second: dict[str, Any] = next(
+        (other for other in others if other.keys() != group.keys()), {}
+    )  # of a mixture, with its own rate
+    known = config["model"] | config["training"] | group | {f"second {name}": v for name, v in second.items()}
     return {name: v for name, v in known.items() if name not in ("placement", "seed", "lr", "weight_decay", *FIXED)}
 
 
