@@ -1,4 +1,4 @@
-"""Each norm alone and left out: the paper's ablation (2507.17501, S1 to S5) and what its reviewers asked for. No torch."""
+"""Each norm alone and left out: the paper's ablation (2507.17501) and what its reviewers asked for. No torch."""
 
 from dataclasses import replace
 from pathlib import Path
