@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -69,6 +69,8 @@ class Loop:
         with rebound(model, optimizer):
             self.objective = fabric.setup_module(objective)
         self.optimizer = fabric.setup_optimizers(optimizer)
+        averaged = model.named_parameters() if settings.ema else ()
+        self.average = {name: p.detach().clone() for name, p in averaged}  # of this process's parts; empty for none
         self.board: Any = SummaryWriter(str(run.path / "tensorboard")) if fabric.is_global_zero else nullcontext()
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds spent in them
@@ -103,7 +105,7 @@ class Loop:
         found = self.fabric.broadcast(self.run.last_checkpoint())  # all from the same, whatever each sees
         if not found:
             return
-        state = read_state(found[1], self.fabric.global_rank, self.model, self.optimizer)
+        state = read_state(found[1], self.fabric.global_rank, self.model, self.average, self.optimizer)
         self.step, self.elapsed, self.peak_memory = state["step"], state["elapsed"], state["peak_memory"]
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         torch.manual_seed(self.seed + self.fabric.global_rank + self.step)  # for a process that had no state of its own
@@ -127,7 +129,7 @@ class Loop:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
         weights = {}
-        for name, p in self.model.named_parameters():
+        for name, p in (self.average or dict(self.model.named_parameters())).items():
             tensor = whole(p.detach())  # all processes must ask for it
             if self.fabric.is_global_zero:
                 weights[name] = tensor.cpu()
@@ -137,7 +139,7 @@ class Loop:
         self.fabric.barrier()
         rank, processes = self.fabric.global_rank, self.fabric.world_size
         folder = self.run.unfinished_checkpoint(self.step)
-        write_state(folder, rank, processes, self.model, self.optimizer, state)
+        write_state(folder, rank, processes, self.model, self.average, self.optimizer, state)
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             self.run.end_checkpoint(self.step)
@@ -196,9 +198,38 @@ class Loop:
         self.optimizer.zero_grad()
         self.recent.append((torch.stack(losses).mean(), whole(norm)))
         self.step += 1
+        if self.average:
+            # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
+            share = (1 - settings.ema) / (1 - settings.ema**self.step)
+            torch._foreach_lerp_(*self.averages_and_weights(), share)
         if len(self.recent) == self.untimed:
             float(losses[-1])  # waits for a GPU
             self.recent_from = time.perf_counter()
+
+    def averages_and_weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """This process's parts of both, in the same order."""
+        return [local(mean) for mean in self.average.values()], [local(p.detach()) for p in self.model.parameters()]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the average for its weights, if there is one."""
+
+        def exchange() -> None:
+            if self.sharded:
+                self.objective.module.reshard()  # what lies outside of the blocks is kept whole after a forward pass
+            for mean, weight in zip(*self.averages_and_weights(), strict=True):
+                kept = weight.clone()
+                weight.copy_(mean)
+                mean.copy_(kept)
+
+        if not self.average:
+            yield
+            return
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
@@ -277,11 +308,12 @@ class Loop:
         rank, processes = self.fabric.global_rank, self.fabric.world_size
         totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
         rows = self.settings.batch_size // self.accumulate
-        for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
-            targets = int((y >= 0).sum())
-            means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
-            totals += means * targets if targets else 0.0  # rows of padding alone have no mean
-            count += targets
+        with self.averaged():
+            for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
+                targets = int((y >= 0).sum())
+                means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
+                totals += means * targets if targets else 0.0  # rows of padding alone have no mean
+                count += targets
         count = round(self.over_all(count, "sum"))
         found = {
             name: self.over_all(float(total), "sum") / count

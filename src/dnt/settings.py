@@ -37,6 +37,8 @@ class FitSettings:
     """where the schedule ends, as a share of the learning rate"""
     clip: float = 1.0
     """bound on the global gradient norm; 0 for none"""
+    ema: float = 0.0
+    """evaluate and save an exponential moving average of the weights, of this decay a step; 0 for the weights"""
     precision: str = "auto"
     """32, bf16-mixed, 16-mixed (GPU), or auto: bf16-mixed where there are bfloat16 matrix instructions, else 32"""
     compile: bool = True
@@ -71,6 +73,8 @@ class FitSettings:
         for field, least in LEAST.items():
             if (value := getattr(self, field)) is not None and value < least:
                 raise ValueError(f"{field} is {value}; it must be at least {least}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 (none) and less than 1, for example 0.999.")
 
 
 @dataclass(frozen=True, kw_only=True)
