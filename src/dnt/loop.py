@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
+from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
 from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
@@ -150,23 +151,31 @@ class Loop:
         if self.step == 0:
             self.record(self.gradients())
         self.model.train()
-        while self.step < steps:
-            self.train_step()
-            stop = self.any_asks(stopping()) and self.step < steps
-            evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
-            checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
-            if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
-                show(self.step, *self.log_recent())
-            if evaluate:
-                self.record(self.evaluation())
-            if checkpoint:
-                self.checkpoint()
-            if stop:
-                raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
+        with closing(ahead(self.remaining())) as self.batches:
+            while self.step < steps:
+                self.train_step()
+                stop = self.any_asks(stopping()) and self.step < steps
+                evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
+                checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
+                if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
+                    show(self.step, *self.log_recent())
+                if evaluate:
+                    self.record(self.evaluation())
+                if checkpoint:
+                    self.checkpoint()
+                if stop:
+                    go_on = f"continue: dnt train --resume {self.run.path}"
+                    raise KeyboardInterrupt(f"stopped after step {self.step}; {go_on}")
         gradients = self.gradients()
         validation = self.evaluation()
         self.record(gradients, validation, self.result(validation))
         self.fabric.barrier()
+
+    def remaining(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's rows of the batch of every step that is not done."""
+        rows = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        for step in range(self.step, self.settings.steps):
+            yield self.data.train.batch(self.seed, step, self.settings.batch_size, rows)
 
     def no_sync(self, enabled: bool) -> Any:
         """Whether gradients stay where they are computed: those of all micro-batches but the last do."""
@@ -182,8 +191,7 @@ class Loop:
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-        rank, processes = self.fabric.global_rank, self.fabric.world_size
-        mine = self.data.train.batch(self.seed, self.step, settings.batch_size, slice(rank, None, processes))
+        mine = next(self.batches)
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
@@ -309,7 +317,7 @@ class Loop:
         totals, count = torch.zeros(len(self.model.measures), dtype=torch.float64), 0
         rows = self.settings.batch_size // self.accumulate
         with self.averaged():
-            for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
+            for x, y in ahead(self.held_out[split].whole(rows, slice(rank, None, processes))):
                 targets = int((y >= 0).sum())
                 means = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
                 totals += means * targets if targets else 0.0  # rows of padding alone have no mean
