@@ -145,6 +145,8 @@ class Recipe(FitSettings):
                 raise ValueError(
                     f"--{name.replace('_', '-')} says nothing to {self.model}, which reads {reads}; drop it."
                 )
+        if self.reads_images and self.data == Recipe.data:
+            raise ValueError(f"{self.model} reads images; give --data: 'digits', a folder, parquet (docs/images.md).")
         if self.vocab_multiple < 1:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1.")
         if "vocab_size" in of_data:
