@@ -20,6 +20,7 @@ NO_TORCH += [
     "data.hub",
     "data.archives",
     "data.augment",
+    "data.ahead",
     "data.pictures",
     "redact",
     "extras",

@@ -21,15 +21,23 @@ PART = "part"  # {PART: tensor} is this process's part of a sharded tensor
 
 
 def write_state(
-    folder: Path, rank: int, processes: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+    folder: Path,
+    rank: int,
+    processes: int,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    extra: dict[str, Any],
 ) -> None:
-    """This process's file: its part of model and optimizer (the first: all that is not sharded), and `extra`."""
+    """This process's file: its part of model, average, optimizer (the first: all that is not sharded), and `extra`."""
     parameters = {name: parted(p.detach()) for name, p in model.named_parameters()}
+    averages = {name: parted(mean) for name, mean in average.items()}
     slots = optimizer.state_dict()
     state = {i: {key: parted(value) for key, value in slot.items()} for i, slot in slots["state"].items()}
     if rank and not any(isinstance(p, DTensor) for p in model.parameters()):
-        parameters, state = {}, {}
-    content = {"model": parameters, "state": state, "groups": slots["param_groups"], "extra": extra}
+        parameters, averages, state = {}, {}, {}
+    content = {"model": parameters, "average": averages, "state": state}
+    content |= {"groups": slots["param_groups"], "extra": extra}
     path = folder / f"rank-{rank}-of-{processes}.pt"
     with atomic_write(path) as file:
         try:
@@ -43,13 +51,17 @@ def parted(value: Any) -> Any:
     return {PART: local(value).clone()} if isinstance(value, DTensor) else value
 
 
-def read_state(folder: Path, rank: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill the model and the optimizer; the `extra` of this rank, or the first's without its random state."""
+def read_state(
+    folder: Path, rank: int, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Fill model, average and optimizer; the `extra` of this rank, or the first's without its random state."""
     files = [opened(path) for path in rank_files(folder)]
     first = files[0]
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(divided_like(joined([file["model"].get(name) for file in files]), p))
+        for name, mean in average.items():
+            mean.copy_(divided_like(joined([file["average"].get(name) for file in files]), mean))
     members = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for i, slot in first["state"].items():

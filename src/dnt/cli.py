@@ -53,14 +53,29 @@ def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
 
 def data(
     name: tyro.conf.Positional[str] = "stdlib",
+    images: bool = False,
+    image_size: int | None = None,
     tokenizer: str = Recipe.tokenizer,
     column: str = Recipe.column,
     threads: int | None = None,
 ) -> None:
-    """Prepare the tokens of a corpus and say what is in it."""
-    prepared = import_module("dnt.data.text").prepare_text(name, tokenizer, column=column, threads=threads)
+    """Prepare the tokens of a corpus, or with --images (not needed for "digits") images, and say what is in it."""
+    images = images or name == "digits"
+    of_text = {"tokenizer": tokenizer != Recipe.tokenizer, "column": column != Recipe.column, "threads": threads}
+    for option, given in (of_text if images else {"image-size": image_size}).items():
+        if given not in (False, None):
+            reads = "images" if images else "text (without --images)"
+            raise ValueError(f"--{option} says nothing to {reads}; drop it.")
+    broken: list[dict[str, str]] = []
+    if images:
+        prepared = import_module("dnt.data.images").prepare_images(name, image_size)
+        broken = prepared.broken
+    else:
+        prepared = import_module("dnt.data.text").prepare_text(name, tokenizer, column=column, threads=threads)
     for key, value in prepared.describe().items():
-        print(f"{key:12} {value}")
+        print(f"{key:13} {value}")
+    for picture in broken:
+        print(f"{'left out':13} {picture['name']}: {picture['reason']}")
 
 
 def report(folder: tyro.conf.Positional[Path]) -> None:

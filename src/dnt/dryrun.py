@@ -50,7 +50,7 @@ def plan(settings: TrainSettings) -> str:
         optimizer.step()
     parameters = sum(p.numel() for p in model.parameters())
     state = sum(v.numel() * v.element_size() for slot in optimizer.state.values() for v in slot.values())
-    held = (8 * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
+    held = ((12 if settings.ema else 8) * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
     step = settings.batch_size * tokens
     first = optimizer.param_groups[0]
     lines = {
@@ -59,14 +59,16 @@ def plan(settings: TrainSettings) -> str:
         "optimizer": f"{settings.optimizer}, lr {first['lr']:g}, decay {first['weight_decay']:g}, state "
         f"{state / parameters:.1f} bytes a parameter",
         "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "
-        f"{settings.floor:g}, clip {settings.clip:g}",
+        f"{settings.floor:g}, clip {settings.clip:g}"
+        + (f", average of the weights {settings.ema:g}" if settings.ema else ""),
         "data": f"{settings.data}, "
         + (f"augmentation {settings.augment}" if settings.reads_images else f"tokenizer {settings.tokenizer}"),
         "step": f"{settings.batch_size} x {tokens} = {step:,} tokens; {rows} samples at a time in "
         f"{company}, precision {settings.precision}",
         "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
         "operations (6 a parameter and token)",
-        "memory": f"{held / 2**30:.2f} GiB of weights, gradients and optimizer state in each process, and activations",
+        "memory": f"{held / 2**30:.2f} GiB of weights, gradients and optimizer state"
+        f"{', of the average too,' if settings.ema else ''} in each process, and activations",
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 

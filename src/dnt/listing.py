@@ -80,9 +80,11 @@ def print_tables() -> None:
     for name, size in (GPT_SIZES | VIT_SIZES).items():
         sizes.add_row(name, f"{size.depth} x {size.dim} x {size.heads}", *reading(size))
     console.print(sizes)
-    recipes = Table("recipe", "model", "placement", "optimizer", "lr", "tokens", title_justify="left")
+    recipes = Table("recipe", "model", "placement", "optimizer", "lr", "reads", title_justify="left")
     for name, recipe in RECIPES.items():
-        tokens = recipe.steps * recipe.batch_size * gpt_config(recipe.model).context
-        row = (recipe.model, recipe.placement, recipe.optimizer, f"{recipe.lr:g}", f"{tokens / 1e9:,.0f}G")
-        recipes.add_row(name, *row)
+        samples = recipe.steps * recipe.batch_size
+        reads = f"{samples / 1e6:,.0f}M images"
+        if not recipe.reads_images:
+            reads = f"{samples * gpt_config(recipe.model).context / 1e9:,.0f}G tokens"
+        recipes.add_row(name, recipe.model, recipe.placement, recipe.optimizer, f"{recipe.lr:g}", reads)
     console.print(recipes)

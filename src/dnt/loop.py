@@ -3,8 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
+from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
 from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
@@ -70,6 +71,8 @@ class Loop:
         with rebound(model, optimizer):
             self.objective = fabric.setup_module(objective)
         self.optimizer = fabric.setup_optimizers(optimizer)
+        averaged = model.named_parameters() if settings.ema else ()
+        self.average = {name: p.detach().clone() for name, p in averaged}  # of this process's parts; empty for none
         self.board: Any = SummaryWriter(str(run.path / "tensorboard")) if fabric.is_global_zero else nullcontext()
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds spent in them
@@ -105,7 +108,7 @@ class Loop:
         found = self.fabric.broadcast(self.run.last_checkpoint())  # all from the same, whatever each sees
         if not found:
             return
-        state = read_state(found[1], self.fabric.global_rank, self.model, self.optimizer)
+        state = read_state(found[1], self.fabric.global_rank, self.model, self.average, self.optimizer)
         self.step, self.elapsed, self.peak_memory = state["step"], state["elapsed"], state["peak_memory"]
         self.cpu_before = state["cpu_seconds"]
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -131,7 +134,7 @@ class Loop:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
         weights = {}
-        for name, p in self.model.named_parameters():
+        for name, p in (self.average or dict(self.model.named_parameters())).items():
             tensor = whole(p.detach())  # all processes must ask for it
             if self.fabric.is_global_zero:
                 weights[name] = tensor.cpu()
@@ -141,7 +144,7 @@ class Loop:
         self.fabric.barrier()
         rank, processes = self.fabric.global_rank, self.fabric.world_size
         folder = self.run.unfinished_checkpoint(self.step)
-        write_state(folder, rank, processes, self.model, self.optimizer, state)
+        write_state(folder, rank, processes, self.model, self.average, self.optimizer, state)
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             self.run.end_checkpoint(self.step)
@@ -152,23 +155,31 @@ class Loop:
         if self.step == 0:
             self.record(self.gradients())
         self.model.train()
-        while self.step < steps:
-            self.train_step()
-            stop = self.any_asks(stopping()) and self.step < steps
-            evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
-            checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
-            if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
-                show(self.step, *self.log_recent())
-            if evaluate:
-                self.record(self.evaluation())
-            if checkpoint:
-                self.checkpoint()
-            if stop:
-                raise KeyboardInterrupt(f"stopped after step {self.step}; continue: dnt train --resume {self.run.path}")
+        with closing(ahead(self.remaining())) as self.batches:
+            while self.step < steps:
+                self.train_step()
+                stop = self.any_asks(stopping()) and self.step < steps
+                evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
+                checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
+                if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
+                    show(self.step, *self.log_recent())
+                if evaluate:
+                    self.record(self.evaluation())
+                if checkpoint:
+                    self.checkpoint()
+                if stop:
+                    go_on = f"continue: dnt train --resume {self.run.path}"
+                    raise KeyboardInterrupt(f"stopped after step {self.step}; {go_on}")
         gradients = self.gradients()
         validation = self.evaluation()
         self.record(gradients, validation, *self.results(validation))
         self.fabric.barrier()
+
+    def remaining(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's rows of the batch of every step that is not done."""
+        rows = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        for step in range(self.step, self.settings.steps):
+            yield self.data.train.batch(self.seed, step, self.settings.batch_size, rows)
 
     def no_sync(self, enabled: bool) -> Any:
         """Whether gradients stay where they are computed: those of all micro-batches but the last do."""
@@ -184,8 +195,7 @@ class Loop:
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-        rank, processes = self.fabric.global_rank, self.fabric.world_size
-        mine = self.data.train.batch(self.seed, self.step, settings.batch_size, slice(rank, None, processes))
+        mine = next(self.batches)
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
@@ -200,9 +210,38 @@ class Loop:
         self.optimizer.zero_grad()
         self.recent.append((torch.stack(losses).mean(), whole(norm)))
         self.step += 1
+        if self.average:
+            # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
+            share = (1 - settings.ema) / (1 - settings.ema**self.step)
+            torch._foreach_lerp_(*self.averages_and_weights(), share)
         if len(self.recent) == self.untimed:
             float(losses[-1])  # waits for a GPU
             self.recent_from = time.perf_counter()
+
+    def averages_and_weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """This process's parts of both, in the same order."""
+        return [local(mean) for mean in self.average.values()], [local(p.detach()) for p in self.model.parameters()]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the average for its weights, if there is one."""
+
+        def exchange() -> None:
+            if self.sharded:
+                self.objective.module.reshard()  # what lies outside of the blocks is kept whole after a forward pass
+            for mean, weight in zip(*self.averages_and_weights(), strict=True):
+                kept = weight.clone()
+                weight.copy_(mean)
+                mean.copy_(kept)
+
+        if not self.average:
+            yield
+            return
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
@@ -283,12 +322,13 @@ class Loop:
         groups = 1 if group_of is None else int(group_of.max()) + 1
         sums = torch.zeros(1 + len(self.model.measures), groups, dtype=torch.float64)
         rows = self.settings.batch_size // self.accumulate
-        for x, y in self.held_out[split].whole(rows, slice(rank, None, processes)):
-            measured = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
-            there = y.flatten() >= 0
-            targets = y.flatten()[there]
-            group = torch.zeros_like(targets) if group_of is None else group_of[targets]
-            sums.index_add_(1, group, torch.cat([torch.ones(1, len(targets)).double(), measured[:, there]]))
+        with self.averaged():
+            for x, y in ahead(self.held_out[split].whole(rows, slice(rank, None, processes))):
+                measured = self.objective(*self.fabric.to_device((x, y)), True).double().cpu()
+                there = y.flatten() >= 0
+                targets = y.flatten()[there]
+                group = torch.zeros_like(targets) if group_of is None else group_of[targets]
+                sums.index_add_(1, group, torch.cat([torch.ones(1, len(targets)).double(), measured[:, there]]))
         self.model.train()
         return self.fabric.all_reduce(sums.to(self.fabric.device), reduce_op="sum").cpu()
 

@@ -43,6 +43,8 @@ class FitSettings:
     """where the schedule ends, as a share of the learning rate"""
     clip: float = 1.0
     """bound on the global gradient norm; 0 for none"""
+    ema: float = 0.0
+    """evaluate and save an exponential moving average of the weights, of this decay a step; 0 for the weights"""
     precision: str = "auto"
     """32, bf16-mixed, 16-mixed (GPU), or auto: bf16-mixed where there are bfloat16 matrix instructions, else 32"""
     compile: bool = True
@@ -77,6 +79,8 @@ class FitSettings:
         for field, least in LEAST.items():
             if (value := getattr(self, field)) is not None and value < least:
                 raise ValueError(f"{field} is {value}; it must be at least {least}.")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 (none) and less than 1, for example 0.999.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +144,6 @@ class Recipe(FitSettings):
     def reads_images(self) -> bool:
         return self.model in VIT_SIZES
 
-    def check_data(self) -> None:
-        """ValueError for a model that cannot read the default data."""
-        if self.reads_images and self.data == Recipe.data:
-            raise ValueError(f"{self.model} reads images; give --data: 'digits', a folder, parquet (docs/images.md).")
-
     def model_config(self, placement: str, **of_data: Any) -> GPTConfig | ViTConfig:
         """The model these settings describe, for data with this vocab_size, or classes, channels and image_size."""
         size: GPTConfig | ViTConfig = lookup(GPT_SIZES | VIT_SIZES, self.model, "model")  # type: ignore[operator]
@@ -154,6 +153,8 @@ class Recipe(FitSettings):
                 raise ValueError(
                     f"--{name.replace('_', '-')} says nothing to {self.model}, which reads {reads}; drop it."
                 )
+        if self.reads_images and self.data == Recipe.data:
+            raise ValueError(f"{self.model} reads images; give --data: 'digits', a folder, parquet (docs/images.md).")
         if self.vocab_multiple < 1:
             raise ValueError(f"vocab_multiple is {self.vocab_multiple}; it must be at least 1.")
         if "vocab_size" in of_data:
@@ -273,8 +274,10 @@ class TuneSettings(Cells):
             )
 
 
-ABLATED = ("pre-ln", "s2", "s3", "s4", "dnt")  # S1 to S5
-ABLATED += ("dnt-no-input", "dnt-no-pre", "dnt-no-qk", "dnt-no-mid", "input-only", "qk-only", "mid-only", "no-norm")
+ABLATED = (
+    *("pre-ln", "s2", "s3", "s4", "dnt"),  # S1 to S5
+    *("dnt-no-input", "dnt-no-pre", "dnt-no-qk", "dnt-no-mid", "input-only", "qk-only", "mid-only", "no-norm"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,6 @@ def data_and_config(settings: TrainSettings, progress: bool) -> tuple[TextData |
     """What is read, and the model that fits it."""
     if settings.reads_images:
         settings.model_config(settings.placement)  # names what is wrong before any image is read
-        settings.check_data()
         images = prepare_images(settings.data, settings.image_size, settings.augment, progress=progress)
         of_data = {"classes": images.classes, "channels": images.channels, "image_size": images.image_size}
         return images, settings.model_config(settings.placement, **of_data)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import dnt
 from dnt.cli import main
 from dnt.listing import definitions, described
 from dnt.nn.placement import PLACEMENTS
-from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
+from tests.conftest import OPTIONS, TINY, small_corpora, tiny_model, tiny_msgdw
 
 
 @pytest.fixture
@@ -155,6 +156,38 @@ def test_data_says_what_is_in_it(workplace, capfd):
     text = Path("words.txt").read_bytes()
     assert shown["sha256"] == hashlib.sha256(text).hexdigest() and shown["vocab_size"] == "256"
     assert sum(ast.literal_eval(shown["tokens"]).values()) == len(text)
+
+
+def test_data_says_what_images_there_are_and_which_were_left_out(workplace, capfd):
+    small_corpora()
+    for i in range(200):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(f"photos/{('cat', 'dog')[i % 2]}/more{i}.png")
+    Path("photos/cat/torn.png").write_bytes(Path("photos/cat/0.png").read_bytes()[:40])
+    assert main(["data", "photos", "--images", "--image-size", "16"]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capfd.readouterr().out.splitlines())
+    assert shown["classes"] == "2" and shown["channels"] == "3" and shown["image_size"] == "16"
+    assert ast.literal_eval(shown["images"]) == {"train": 176, "validation": 22, "test": 22} and shown["broken"] == "1"
+    mean = ast.literal_eval(shown["normalization"])["mean"]
+    assert mean == pytest.approx(dnt.prepare_images("photos", image_size=16).train.mean) and len(mean) == 3
+    assert shown["left"].startswith("out      cat/torn.png: ")
+    assert main(["data", "digits"]) == 0
+    assert "images        {'train': 1439, 'validation': 179, 'test': 179}" in capfd.readouterr().out
+    refused = {
+        "have several sizes; give the side to bring them to": ["photos", "--images"],
+        "--tokenizer says nothing to images; drop it.": ["digits", "--tokenizer", "char"],
+        "--image-size says nothing to text (without --images); drop it.": ["words.txt", "--image-size", "8"],
+        "no data at 'photo'. Did you mean 'photos'?": ["photo", "--images"],
+        "'words.txt' is no image data; give a folder": ["words.txt", "--images"],
+    }
+    for message, arguments in refused.items():
+        assert message in complaint(capfd, "data", *arguments)
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "train --dry-run"])
+def test_a_vit_without_images_is_one_line(workplace, capfd, command):
+    line = complaint(capfd, *command.split(), "--model", "vit-tiny", "--out", "bad")
+    assert line == "dnt: vit-tiny reads images; give --data: 'digits', a folder, parquet (docs/images.md)."
+    assert not Path("bad").exists()
 
 
 def test_python_m_dnt_is_the_command(workplace):

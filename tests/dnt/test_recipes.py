@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import dnt
 from dnt.cli import main, with_recipe
@@ -15,20 +16,54 @@ from dnt.settings import TrainSettings
 from tests.dnt.test_cli import complaint
 
 every = pytest.mark.parametrize("name", RECIPES)
-CUT = ["--data", "words.txt", "--tokenizer", "byte", "--depth", "2", "--dim", "32", "--heads", "2", "--context", "16"]
-CUT += ["--batch-size", "4", "--steps", "2", "--no-compile", "--precision", "32"]
+OWT = [name for name in RECIPES if name.startswith("owt")]
+IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
+CUT = ["--depth", "2", "--dim", "32", "--heads", "2", "--batch-size", "4", "--steps", "2", "--no-compile"]
+CUT += ["--precision", "32"]
+CUT_TEXT = ["--data", "words.txt", "--tokenizer", "byte", "--context", "16"]
+CUT_IMAGES = ["--data", "digits", "--image-size", "8", "--patch-size", "2", "--eval-tokens", "8"]
 
 
 def test_there_is_a_recipe_for_every_run_of_the_paper_and_both_readings_of_its_rate():
     shapes = {"124m": (12, 768, 12), "774m": (36, 1280, 20), "1.4b": (48, 1536, 24)}
-    assert len(RECIPES) == 3 * 2 * 3
-    for name, recipe in RECIPES.items():
+    assert len(OWT) == 3 * 2 * 3 and len(IMAGENET) == 2 * 2 * 3 and len(RECIPES) == len(OWT) + len(IMAGENET)
+    for name in OWT:
+        recipe = RECIPES[name]
         _, size, rest = name.split("-", 2)
         config = recipe.model_config(recipe.placement, vocab_size=50257)
         assert (config.depth, config.dim, config.heads) == shapes[size] and config.vocab_size == 50304
         assert rest.startswith(recipe.placement) and recipe.optimizer in rest
         rates = {"adamw": 6e-4, "msgdw": 1.0, "averaged": 0.1}
         assert recipe.lr == rates[rest.split("-")[-1]] and recipe.momentum == 0.9 and recipe.data == "owt"
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_recipe_of_imagenet_is_the_papers_where_it_says_something_and_deits_elsewhere(name):
+    recipe = RECIPES[name]
+    _, size, rest = name.split("-", 2)
+    patch, depth, dim = {"l": (16, 24, 1024), "h": (14, 32, 1280)}[size]
+    config = recipe.model_config(recipe.placement, classes=1000, channels=3, image_size=recipe.image_size)
+    assert (config.patch_size, config.depth, config.dim, config.heads) == (patch, depth, dim, 16)
+    assert (config.image_size, config.pool, config.positions, config.norm_eps) == (224, "cls", "learned", 1e-6)
+    assert rest.startswith(recipe.placement) and recipe.optimizer in rest
+    assert recipe.lr == {"adamw": 1e-3, "msgdw": 0.5, "averaged": 0.05}[rest.split("-")[-1]] and recipe.momentum == 0.9
+    assert (recipe.schedule, recipe.precision, recipe.data) == ("cosine", "bf16-mixed", "ILSVRC/imagenet-1k")
+    epoch = 1_281_167 // recipe.batch_size
+    assert recipe.steps == 300 * epoch and recipe.warmup == 5 * epoch
+    assert 5e-4 * recipe.batch_size / 512 == 1e-3 and 1e-3 * recipe.floor == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGENET if "pre-ln-adamw" in name])
+def test_the_baselines_of_imagenet_are_timms_models(name):
+    timm = pytest.importorskip("timm")
+    recipe = RECIPES[name]
+    config = recipe.model_config(recipe.placement, classes=1000, channels=3, image_size=recipe.image_size)
+    theirs = {"l": "vit_large_patch16_224", "h": "vit_huge_patch14_224"}[name.split("-")[1]]
+    with torch.device("meta"):
+        model = dnt.load_timm(timm.create_model(theirs, num_classes=1000))
+    assert model.config == replace(config, drop_path=0.0, init=model.config.init, init_std=model.config.init_std)
+    expected = {"l": 304.33, "h": 632.05}[name.split("-")[1]]
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == expected
 
 
 def test_the_average_form_of_the_momentum_is_ours_at_a_tenth_of_its_rate():
@@ -49,7 +84,7 @@ def test_the_options_of_a_recipe_say_what_it_says(name, monkeypatch):
     assert seen == [replace(RECIPES[name], dry_run=True, devices=8, strategy="fsdp")]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "averaged" not in name])
+@pytest.mark.parametrize("name", [name for name in OWT if "averaged" not in name])
 def test_a_dry_run_builds_every_shape_without_memory(name):
     text = plan(replace(RECIPES[name], devices=8, strategy="fsdp", accumulate=20))
     parameters = {"124m": 124, "774m": 773, "1.4b": 1437}[name.split("-")[1]]
@@ -62,6 +97,17 @@ def test_a_dry_run_builds_every_shape_without_memory(name):
 def test_a_dry_run_of_a_mixture_says_the_rate_and_decay_of_the_first():
     text = plan(TrainSettings(optimizer="msgdw-adamw", lr=0.2, weight_decay=1e-3, tokenizer="byte"))
     assert "msgdw-adamw, lr 0.2, decay 0.001, state 4." in text
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGENET if "averaged" not in name])
+def test_a_dry_run_builds_every_shape_of_imagenet_without_memory(name):
+    text = plan(replace(RECIPES[name], devices=8, strategy="fsdp", accumulate=4))
+    found = int(text.split(" parameters")[0].split()[-1].replace(",", ""))
+    expected = {"l": {"pre-ln": 304.33, "dnt": 304.08}, "h": {"pre-ln": 632.05, "dnt": 631.64}}
+    assert round(found / 1e6, 2) == expected[name.split("-")[1]][RECIPES[name].placement]
+    tokens = {"l": "197 = 201,728", "h": "257 = 263,168"}[name.split("-")[1]]
+    assert f"1024 x {tokens} tokens; 32 samples at a time in each of 8 processes" in text
+    assert f"state {8 if 'adamw' in name else 4}.0 bytes a parameter" in text
 
 
 def test_a_dry_run_of_the_largest_takes_no_memory_and_no_data():
@@ -78,11 +124,24 @@ def test_a_dry_run_of_the_largest_takes_no_memory_and_no_data():
 
 @every
 def test_a_recipe_cut_down_runs_two_steps(name, workplace):
-    assert main(["train", "--recipe", name, *CUT, "--out", "run"]) == 0
+    small = CUT_IMAGES if name in IMAGENET else CUT_TEXT
+    assert main(["train", "--recipe", name, *CUT, *small, "--out", "run"]) == 0
     run = dnt.Run(Path("run"))
     assert run.end["step"] == 2 and run.config["optimizer"]["groups"][0]["lr"] == RECIPES[name].lr
     assert run.config["model"]["placement"] == RECIPES[name].placement
-    assert run.config["training"]["warmup"] == 2000 and run.config["model"]["vocab_size"] == 256
+    assert run.config["training"]["warmup"] == RECIPES[name].warmup
+    if name in OWT:
+        assert run.config["model"]["vocab_size"] == 256
+    else:
+        assert run.config["data"]["augmentation"]["mixup"] == 0.8 and run.config["model"]["drop_path"] == 0.1
+
+
+def test_list_shows_what_each_recipe_reads(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["list"]) == 0
+    rows = [line.replace("│", " ").split() for line in capfd.readouterr().out.splitlines()]
+    shown = {row[0]: row[-2:] for row in rows if row and row[0] in RECIPES}
+    assert shown == {name: ["384M", "images"] if name in IMAGENET else ["295G", "tokens"] for name in RECIPES}
 
 
 def test_an_unknown_recipe_and_an_unknown_vocabulary_are_named(workplace, capfd):

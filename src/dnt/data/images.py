@@ -30,7 +30,7 @@ from dnt.data.pictures import Encoded, Pictures, decode, divided, find_pictures,
 from dnt.data.pieces import SPLITS
 from dnt.data.sources import cache_root
 from dnt.data.text import MOST_THREADS, cores, progress_bar
-from dnt.data.transforms import Augmented, Mix, all_centered, own_randomness, soft_labels
+from dnt.data.transforms import Augmented, Mix, all_centered, one_thread, soft_labels
 from dnt.extras import extra
 from dnt.files import atomic_write, exclusive, read_json, write_json
 from dnt.lookup import lookup
@@ -120,7 +120,7 @@ class Images:
         """The asked rows of the global batch of one training step; no other image than these and partners is read.
 
         Returns images (b, C, S, S) float32, normalized, and labels, (b,) int64, or (b, N) float32 where the
-        augmentation mixes or smooths them. Not for several threads at once: it borrows torch's global generator.
+        augmentation mixes or smooths them.
         """
         asked = np.arange(batch_size)[rows]
         mix = Mix(self.augment, self.size, seed, step) if self.augment.mixes else None
@@ -132,7 +132,7 @@ class Images:
         own, other = (torch.from_numpy(np.searchsorted(needed, these)) for these in (asked, partners))
         if mix or self.augment.smoothing:
             labels = soft_labels(labels, self.classes, self.augment.smoothing)
-        with own_randomness():
+        with one_thread():
             images = self.normalized(self.augmented.before(raw, seed, samples))
             images = self.augmented.after(images, seed, samples)
             if not mix:

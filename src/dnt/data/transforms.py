@@ -1,6 +1,7 @@
 """Images as a model sees them: geometry and augmentation of one image, mixing of a batch. torchvision does the work.
 
-torchvision draws from torch's global generator. Here that is seeded anew for each image, and put back afterwards.
+torchvision draws from torch's global generator, which dropout in another thread draws from too. Here each image has one
+of its own.
 """
 # B batch, N classes, C channels, H height, W width, S image size (H = W = S)
 
@@ -11,30 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dnt.data.augment import Augment
 from dnt.extras import extra
 
 BEFORE, AFTER, MIXING = 1, 2, 3  # streams of random numbers: of an image, before and after normalization; of a batch
 LEVELS = 11  # of RandAugment: magnitudes 0 to 10
+DRAWS = {torch.rand, torch.randint, Tensor.uniform_, Tensor.normal_}  # what torchvision draws with
 
 
 @contextmanager
-def own_randomness() -> Iterator[None]:
-    """Puts back the state of torch's generator of the CPU; and one thread, since more only wait on single images."""
+def one_thread() -> Iterator[None]:
+    """More only wait for each other on single images."""
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def seed_torch(seed: int, sample: int, stream: int) -> None:
-    """The generator of the CPU alone: torch.manual_seed would reseed those of accelerators."""
-    state = np.random.SeedSequence([seed, sample, stream]).generate_state(1, np.uint64)
-    torch.default_generator.manual_seed(int(state[0]))
+class Randomness(TorchFunctionMode):
+    """Within it, and in this thread alone, torchvision draws from a generator of (seed, sample, stream)."""
+
+    def __init__(self, seed: int, sample: int, stream: int):
+        super().__init__()
+        state = np.random.SeedSequence([seed, sample, stream]).generate_state(1, np.uint64)
+        self.generator = torch.Generator().manual_seed(int(state[0]))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = {"generator": self.generator} if func in DRAWS else {}
+        return func(*args, **kwargs or {}, **own)
 
 
 def centered(image: Tensor, size: int, center: float) -> Tensor:
@@ -56,7 +65,7 @@ def all_centered(images: Tensor | Sequence[Tensor], size: int, center: float) ->
 
 
 class Augmented:
-    """The augmentation of single images, each a function of (seed, sample); within own_randomness."""
+    """The augmentation of single images, each a function of (seed, sample)."""
 
     def __init__(self, augment: Augment, size: int):
         v2 = extra("torchvision.transforms.v2", "images")
@@ -81,9 +90,9 @@ class Augmented:
                 return images
         varied = []
         for image, sample in zip(images, samples, strict=True):
-            seed_torch(seed, int(sample), BEFORE)
-            for transform in self.transforms:
-                image = transform(image)
+            with Randomness(seed, int(sample), BEFORE):
+                for transform in self.transforms:
+                    image = transform(image)
             varied.append(image)
         return torch.stack(varied)
 
@@ -91,8 +100,8 @@ class Augmented:
         """Rectangles of normalized (B, C, S, S) images become Gaussian noise."""
         if self.erase:
             for i, sample in enumerate(samples):
-                seed_torch(seed, int(sample), AFTER)
-                images[i] = self.erase(images[i])
+                with Randomness(seed, int(sample), AFTER):
+                    images[i] = self.erase(images[i])
         return images
 
 

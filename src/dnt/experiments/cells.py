@@ -107,7 +107,6 @@ def run_name(cell: TrainSettings, settings: Recipe) -> str:
 def prepared(settings: Cells, folder: Path) -> dict[str, Any]:
     """The data that all cells read, prepared, and described."""
     check_outside(settings.data, folder)
-    settings.check_data()
     if settings.reads_images:
         from dnt.data.images import prepare_images  # imports torch
 

@@ -322,9 +322,8 @@ def variations(configs: list[dict[str, Any]]) -> list[str]:
 def facts(config: dict[str, Any]) -> dict[str, Any]:
     """What may differ between the runs of one table."""
     group, *others = config["optimizer"]["groups"]
-    second: dict[str, Any] = next(
-        (other for other in others if other.keys() != group.keys()), {}
-    )  # of a mixture, with its own rate
+    of_a_mixture = (other for other in others if other.keys() != group.keys())
+    second: dict[str, Any] = next(of_a_mixture, {})
     known = config["model"] | config["training"] | group | {f"second {name}": v for name, v in second.items()}
     return {name: v for name, v in known.items() if name not in ("placement", "seed", "lr", "weight_decay", *FIXED)}
 
