@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from dnt.data.augment import Augment as Augment
     from dnt.data.images import prepare_images as prepare_images
     from dnt.data.tokens import prepare as prepare
+    from dnt.experiments.ablate import ablate as ablate
     from dnt.experiments.compare import compare as compare
+    from dnt.experiments.tune import tune as tune
     from dnt.interchange.gpt2 import load_gpt2 as load_gpt2
     from dnt.interchange.gpt2 import save_gpt2 as save_gpt2
     from dnt.interchange.huggingface import DNTConfig as DNTConfig
@@ -61,6 +63,7 @@ PUBLIC = {
     "VIT_SIZES": "dnt.nn.config",
     "ViT": "dnt.nn.vit",
     "ViTConfig": "dnt.nn.config",
+    "ablate": "dnt.experiments.ablate",
     "compare": "dnt.experiments.compare",
     "export": "dnt.interchange.huggingface",
     "fit": "dnt.train",
@@ -75,6 +78,7 @@ PUBLIC = {
     "save": "dnt.weights",
     "save_gpt2": "dnt.interchange.gpt2",
     "save_timm": "dnt.interchange.timm",
+    "tune": "dnt.experiments.tune",
     "vit": "dnt.nn.vit",
     "write_report": "dnt.report.page",
 }

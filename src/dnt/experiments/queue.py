@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -39,7 +40,8 @@ class Queue:
         self.settings, self.cells, self.folder, self.data = settings, cells, folder, data
         self.found_precision()  # ValueError for a folder of other runs
         folder.mkdir(parents=True, exist_ok=True)
-        self.storage = self.opened(settings.storage or f"sqlite:///{folder.resolve()}/trials.db")
+        with self.alone():  # the first makes the tables
+            self.storage = self.opened(settings.storage or f"sqlite:///{folder.resolve()}/trials.db")
         what = {name: v for name, v in recipe(settings).items() if name not in (*HOW, "precision")}
         self.digest = sha256(json.dumps([what, data["sha256"]]).encode()).hexdigest()[:8]
 
@@ -52,6 +54,10 @@ class Queue:
         except Exception as error:  # of SQLAlchemy, of the database's driver, of Optuna
             said = str(error).splitlines()[0]
             raise ValueError(f"cannot open the storage {redacted(url)}: {said}") from None
+
+    def alone(self) -> AbstractContextManager[None]:
+        """One process at a time, of those that share the folder."""
+        return exclusive(self.folder / "queue.lock")
 
     def name(self, cell: TrainSettings) -> str:
         return name_of(cell, self.settings)
@@ -67,7 +73,7 @@ class Queue:
         }
         waited = False
         while True:
-            with exclusive(self.folder / "queue.lock"):  # or two would queue the same
+            with self.alone():  # or two would queue the same
                 found = {cell: self.queued(cell, phase, trials) for cell, trials in wanted.items()}
             done = sum(isinstance(value, float) for values in found.values() for value in values)
             free = [cell for cell in found if "WAITING" in found[cell]]

@@ -54,7 +54,8 @@ def follow_protocol(settings: TuneSettings, cells: list[TrainSettings], folder: 
     queue.finish({cell: [winner] for cell, winner in winners.items()}, settings.seeds, winners=True)
     from dnt.report.page import write_report  # plotly takes a second to import
 
-    write_report(folder)
+    with queue.alone():
+        write_report(folder)
     return Comparison(folder)
 
 
