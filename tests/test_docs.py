@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dnt.cli import COMMANDS, main
+from dnt.experiments.cells import cells_of
 from dnt.experiments.compare import grid
-from dnt.settings import CompareSettings
+from dnt.settings import AblateSettings, CompareSettings, TuneSettings
 from tests.conftest import TINY, small_corpora
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,8 @@ def test_code_blocks_run(page, language, code, workplace, monkeypatch):
     assert language == "sh", f"a block in {language!r} is not checked"
     for name in ("my.txt", "shakespeare.txt"):
         shutil.copy("words.txt", name)
+    monkeypatch.setitem(COMMANDS, "tune", plan_tune)  # a study trains many models
+    monkeypatch.setitem(COMMANDS, "ablate", plan_ablate)
     if page.stem == "results":
         monkeypatch.setitem(COMMANDS, "compare", plan)
     for line in code.splitlines():
@@ -51,6 +54,14 @@ def test_code_blocks_run(page, language, code, workplace, monkeypatch):
 
 def plan(settings: CompareSettings) -> None:
     assert list(grid(settings))
+
+
+def plan_tune(settings: TuneSettings) -> None:
+    assert cells_of(settings)
+
+
+def plan_ablate(settings: AblateSettings) -> None:
+    assert cells_of(settings)
 
 
 def test_the_tree_in_the_readme_names_every_file():
