@@ -45,7 +45,7 @@ def write_report(folder: str | Path) -> Path:
         lowest=min(range(len(cells)), key=lambda i: cells[i].best.test),
         figures=[
             (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=FIGURE)))
-            for heading, note, figure in figures(cells)
+            for heading, note, figure in figures(cells, comparison.tuned)
         ],
         settings={"Data": config["data"], "Model": config["model"], "Training": config["training"] | options}
         | {"Machine": config["machine"] | {"dnt": __version__}},
@@ -58,7 +58,7 @@ def write_report(folder: str | Path) -> Path:
     return comparison.page
 
 
-def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
+def figures(cells: tuple[Cell, ...], tuned: bool) -> Iterator[tuple[str, str, go.Figure]]:
     """Heading, note and figure of each plot, every cell at its best setting."""
     lines = "Lines: training loss, mean of ten steps, after the first 5%. Dots: the whole validation split."
     yield "Loss by step", lines, curves(cells, "step", "step")
@@ -67,10 +67,9 @@ def figures(cells: tuple[Cell, ...]) -> Iterator[tuple[str, str, go.Figure]]:
     yield (
         "Loss against learning rate",
         "Validation loss of every setting, mean over seeds; a ring marks each cell's best. Diverged runs are left out.",
-        sensitivity(cells),
+        sensitivity(cells, tuned),
     )
-    decays = decay_sensitivity(cells)
-    if decays.data:
+    if tuned and (decays := decay_sensitivity(cells)).data:
         yield (
             "Loss against decay",
             "Validation loss at each cell's best learning rate; the decay of a step, lr x wd, each value one tick.",
@@ -133,11 +132,11 @@ def curves(cells: tuple[Cell, ...], column: str, title: str) -> go.Figure:
     return figure
 
 
-def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
+def sensitivity(cells: tuple[Cell, ...], tuned: bool) -> go.Figure:
     figure = styled("learning rate", "validation loss (nats)")
     figure.update_xaxes(type="log")
     for cell, line in colored(cells):
-        for label, settings in lines_of(cell):
+        for label, settings in lines_of(cell, tuned):
             finite = [s for s in settings if not s.diverged]
             figure.add_scatter(
                 x=[s.lr for s in finite],
@@ -154,9 +153,9 @@ def sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
     return figure
 
 
-def lines_of(cell: Cell) -> Iterator[tuple[str, list[Setting]]]:
+def lines_of(cell: Cell, tuned: bool) -> Iterator[tuple[str, list[Setting]]]:
     """Label and settings of each line over learning rates: one a decay; in tuning the rates share one lr x wd."""
-    if cell.winner:
+    if tuned:
         decays = [setting.step_decay for setting in cell.settings]
         held = max(decays, key=decays.count)
         yield "", [setting for setting in cell.settings if setting.step_decay == held]
@@ -168,12 +167,12 @@ def lines_of(cell: Cell) -> Iterator[tuple[str, list[Setting]]]:
 
 
 def decay_sensitivity(cells: tuple[Cell, ...]) -> go.Figure:
-    """Of tuned cells that tried several decays at their best rate."""
+    """Of cells that tried several decays at their best rate."""
     figure = styled("lr x weight decay", "validation loss (nats)")
-    tried = sorted({setting.step_decay for cell in cells if cell.winner for setting in cell.settings})
+    tried = sorted({setting.step_decay for cell in cells for setting in cell.settings})
     figure.update_xaxes(tickvals=list(range(len(tried))), ticktext=[f"{decay:g}" for decay in tried])
     for cell, line in colored(cells):
-        there = [s for s in cell.settings if cell.winner and s.lr == cell.winner.lr and not s.diverged]
+        there = [s for s in cell.settings if s.lr == cell.tuning_best.lr and not s.diverged]
         there.sort(key=lambda setting: setting.step_decay)
         if len(there) > 1:
             figure.add_scatter(

@@ -123,7 +123,8 @@ class Comparison:
 
     @property
     def tuned(self) -> bool:
-        return any(cell.winner for cell in self.cells)
+        """Whether it is a folder of `dnt tune`."""
+        return (self.folder / "tuning").is_dir()
 
     @property
     def runs(self) -> list[Run]:
@@ -156,6 +157,8 @@ class Comparison:
         if len(rest) < MOST_NAMED:
             parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
         seeds = min(len(cell.best.ends) for cell in self.cells)
+        if self.tuned and not all(cell.winner for cell in self.cells):
+            return f"{'; '.join(parts)}. The study is not finished: not every winner has run on fresh seeds."
         if seeds == 1:
             return f"{'; '.join(parts)}. {self.claim}One seed: suggestive, not evidence."
         close = [cell.name for cell in rest if (found := paired(cell.best, first.best)) and not found.excludes_zero]
