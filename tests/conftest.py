@@ -13,6 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import dnt
+from dnt.data import pieces
 
 hypothesis.settings.register_profile("same everywhere", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same everywhere")
@@ -40,6 +41,21 @@ def workplace(tmp_path, monkeypatch) -> Path:
     order = torch.randint(len(words), (3000,), generator=random).tolist()
     Path("words.txt").write_text("".join(words[i] for i in order))
     return tmp_path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """Where the tokens of corpora are kept, in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture
+def small_pieces(monkeypatch) -> None:
+    """Pieces and slices so small that little text makes many."""
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    monkeypatch.setattr(pieces, "SLICE", 50)
 
 
 @pytest.fixture
