@@ -13,7 +13,9 @@ from PIL import Image
 from pyarrow import parquet
 
 import dnt
+from dnt.cli import main
 from dnt.data import pieces
+from dnt.experiments import compare
 
 hypothesis.settings.register_profile("same everywhere", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same everywhere")
@@ -56,6 +58,12 @@ def small_pieces(monkeypatch) -> None:
     """Pieces and slices so small that little text makes many."""
     monkeypatch.setattr(pieces, "PIECE", 1000)
     monkeypatch.setattr(pieces, "SLICE", 50)
+
+
+@pytest.fixture
+def cells_here(monkeypatch) -> None:
+    """The cells of a comparison are trained in this process, which has imported torch already."""
+    monkeypatch.setattr(compare, "run_child", lambda command: main(command[3:]))
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_a_run_is_sampled_with_nothing_but_its_folder(tokenizer, capfd):
     assert json.loads(Path("run/config.json").read_text())["settings"]["column"] == "text"
 
 
-def test_comparisons_pass_the_column_on():
+def test_comparisons_pass_the_column_on(cells_here):
     lines("a.jsonl", DOCUMENTS, "content")
     only = ["--placements", "dnt", "--optimizers", "msgdw", "--steps", "3", "--out", "cmp"]
     assert main(["compare", "--data", "a.jsonl", "--column", "content", *TINY, *only]) == 0
