@@ -14,7 +14,7 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 .venv/installed-run: pyproject.toml constraints.txt
 	@$(PYTHON) tools/preflight.py

@@ -13,6 +13,9 @@ from PIL import Image
 from pyarrow import parquet
 
 import dnt
+from dnt.cli import main
+from dnt.data import pieces
+from dnt.experiments import cells
 
 hypothesis.settings.register_profile("same everywhere", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("same everywhere")
@@ -40,6 +43,27 @@ def workplace(tmp_path, monkeypatch) -> Path:
     order = torch.randint(len(words), (3000,), generator=random).tolist()
     Path("words.txt").write_text("".join(words[i] for i in order))
     return tmp_path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """Where the tokens of corpora are kept, in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture
+def small_pieces(monkeypatch) -> None:
+    """Pieces and slices so small that little text makes many."""
+    monkeypatch.setattr(pieces, "PIECE", 1000)
+    monkeypatch.setattr(pieces, "SLICE", 50)
+
+
+@pytest.fixture
+def cells_here(monkeypatch) -> None:
+    """The cells of a comparison are trained in this process, which has imported torch already."""
+    monkeypatch.setattr(cells, "run_child", lambda command: main(command[3:]))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ NO_TORCH += [
     "data.pieces",
     "data.hub",
     "data.archives",
+    "data.cache",
     "data.augment",
     "data.ahead",
     "data.pictures",

@@ -123,8 +123,8 @@ def test_an_evaluation_that_is_not_finite_names_its_split(workplace, monkeypatch
     assert dnt.Run(Path("run")).end["event"] == "diverged"
 
 
-def test_compare_runs_vits_and_shows_their_accuracy(workplace, capfd):
-    options = [*VIT, "--placements", "dnt", "--optimizers", "msgdw", "adamw", "--out", "cmp"]
+def test_compare_runs_vits_and_shows_their_accuracy(workplace, cells_here, capfd):
+    options = [*VIT, "--placements", "dnt", "--optimizers", "msgdw", "--out", "cmp"]
     assert main(["compare", *options]) == 0
     shown = capfd.readouterr().out
     assert "test top-1" in shown and "images/s" in shown and "nats a image" not in shown

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import dnt
+from dnt.cli import main
 from dnt.loop import Loop
-from dnt.machine import can_compile
 from dnt.optim.factory import build_optimizer
 from dnt.optim.schedule import cosine
 from dnt.runs import digest
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
-
-needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
-TRAIN = [sys.executable, "-m", "dnt", "train"]
+from tests.dnt.test_parallel import finish, needs_compiler, start
 
 
 def complaint(stderr: str) -> str:
@@ -151,22 +148,13 @@ def test_training_learns_the_words(workplace):
 
 
 def test_a_run_stopped_by_a_signal_resumes_to_bit_identical_weights(workplace):
-    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "10000", "--steps", "1500"]
-    child = subprocess.Popen([*TRAIN, *options, "--out", "stopped"], stderr=subprocess.PIPE, text=True)
-    while (
-        not (Path("stopped") / "log.jsonl").exists() or '"step": 20,' not in (Path("stopped") / "log.jsonl").read_text()
-    ):
-        time.sleep(0.05)
-        assert child.poll() is None
-    child.send_signal(signal.SIGINT)
-    _, message = child.communicate(timeout=60)
-    assert child.returncode == 130 and complaint(message).startswith("dnt: stopped after step ")
-    assert "continue: dnt train --resume stopped" in message
-    subprocess.run([*TRAIN, "--resume", "stopped"], check=True)
-    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
+    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "10000", "--steps", "60"]
+    [line] = finish(start(*options, "--out", "stopped", name="SIGINT", step=25), 130)
+    assert line == "dnt: stopped after step 25; continue: dnt train --resume stopped"
+    assert main(["train", "--resume", "stopped"]) == main(["train", *options, "--out", "whole"]) == 0
     assert same_weights("stopped", "whole")
     steps = [row["step"] for row in dnt.Run(Path("stopped")).rows("train")]
-    assert steps == sorted(set(steps)) and steps[-1] == 1500
+    assert steps == sorted(set(steps)) and steps[-1] == 60
 
 
 def test_a_stopped_mixture_resumes_to_bit_identical_weights(workplace, monkeypatch):
@@ -185,17 +173,16 @@ def test_a_stopped_mixture_resumes_to_bit_identical_weights(workplace, monkeypat
     assert dnt.Run(Path("half")).config["optimizer"]["class"] == "MSGDW-AdamW"
 
 
+# Train, and in each go on after the last, in processes that kill themselves at the given moments; their exit statuses
 KILLED = """
 import os, signal, sys
-import dnt.files
+import dnt.files, dnt.train
 from dnt.cli import main
-
-moments, calls = {moments!r}, 0
 
 def die(name):
     global calls
     calls += 1
-    if calls in moments:
+    if calls == moment:
         os.kill(os.getpid(), signal.SIGKILL)
 
 for name in ("fsync", "replace"):  # before each, a file is half written; between them, whole but not yet in place
@@ -203,29 +190,27 @@ for name in ("fsync", "replace"):  # before each, a file is half written; betwee
         die(name)
         return real(*arguments)
     setattr(dnt.files.os, name, wrapped)
-sys.exit(main(sys.argv[1:]))
+
+for moment in map(int, sys.argv[1].split(",")):
+    arguments, calls = ["--resume", "killed"] if os.path.exists("killed/config.json") else sys.argv[2:], 0
+    child = os.fork()
+    if not child:
+        os._exit(main(["train", *arguments]))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print("status", status, flush=True)
+    if status == 0:
+        break
 """
 
 
 def test_a_run_killed_at_any_moment_resumes_to_bit_identical_weights(workplace):
-    """kill -9 at each stage of the writes of config, weights and checkpoints, and once between two checkpoints."""
+    """kill -9 at each stage of the writes of config, weights and checkpoints."""
     options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "4", "--steps", "12"]
-    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
-    kills = 0
-    arguments = [*options, "--out", "killed"]
-    for moment in (3, 5, 6, 8, 7, 3):
-        child = subprocess.run(
-            [sys.executable, "-c", KILLED.format(moments=[moment]), "train", *arguments], check=False
-        )
-        if child.returncode == 0:
-            break
-        assert child.returncode == -signal.SIGKILL
-        kills += 1
-        if (Path("killed") / "config.json").exists():
-            arguments = ["--resume", "killed"]
-    assert kills >= 4
-    if not dnt.Run(Path("killed")).end:
-        subprocess.run([*TRAIN, "--resume", "killed"], check=True)
+    command = [sys.executable, "-c", KILLED, "3,5,6,8,7,3", *options, "--out", "killed"]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    statuses = [int(line.split()[1]) for line in printed.splitlines() if line.startswith("status ")]
+    assert set(statuses) <= {0, -signal.SIGKILL} and statuses.count(-signal.SIGKILL) >= 4
+    assert main(["train", "--resume", "killed"]) == main(["train", *options, "--out", "whole"]) == 0
     assert same_weights("killed", "whole")
     ends = [dnt.Run(Path(name)).end for name in ("killed", "whole")]
     assert ends[0]["test"] == ends[1]["test"] and ends[0]["validation"] == ends[1]["validation"]
@@ -233,15 +218,10 @@ def test_a_run_killed_at_any_moment_resumes_to_bit_identical_weights(workplace):
 
 
 def test_a_run_killed_between_checkpoints_resumes_to_bit_identical_weights(workplace):
-    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "7", "--steps", "300"]
-    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
-    child = subprocess.Popen([*TRAIN, *options, "--out", "killed"])
-    while not dnt.Run(Path("killed")).last_checkpoint():
-        time.sleep(0.02)
-        assert child.poll() is None
-    child.kill()
-    child.wait()
-    subprocess.run([*TRAIN, "--resume", "killed"], check=True)
+    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "7", "--steps", "30"]
+    finish(start(*options, "--out", "killed", step=17), -signal.SIGKILL)
+    assert dnt.Run(Path("killed")).last_checkpoint()[0] == 14
+    assert main(["train", "--resume", "killed"]) == main(["train", *options, "--out", "whole"]) == 0
     assert same_weights("killed", "whole")
 
 
@@ -379,8 +359,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(workplace, limit
     line = complaint(child.stderr)
     assert "cannot write into full" in line and "last good checkpoint is of step 2" in line
     assert not [path for path in Path("full").rglob("*.unfinished") if path.is_file()]
-    subprocess.run([*TRAIN, "--resume", "full"], check=True)
-    subprocess.run([*TRAIN, *options, "--out", "whole"], check=True)
+    assert main(["train", "--resume", "full"]) == main(["train", *options, "--out", "whole"]) == 0
     assert same_weights("full", "whole")
 
 

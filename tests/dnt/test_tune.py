@@ -146,7 +146,7 @@ def test_variations_are_each_value_alone_at_equal_tokens():
     assert "pre-ln-msgdw-batch_size16" in names
 
 
-def test_a_study_from_the_command_line_and_its_page(workplace, capfd):
+def test_a_study_from_the_command_line_and_its_page(workplace, cells_here, capfd):
     assert main([*TUNE, "--seeds", "0", "1"]) == 0
     out, err = capfd.readouterr()
     assert "3 trials of every cell; now the winners on seeds 0, 1" in err and "trials" in out
@@ -272,7 +272,7 @@ def test_the_placements_left_out_differ_from_dnt_in_one_norm():
     assert not (no_mid.attn.mid or no_mid.mlp.mid) and no_mid.attn.pre and (no_mid.qk, no_mid.input) == (True, True)
 
 
-def test_an_ablation_from_the_command_line_shows_gradients_beside_scores(workplace, capfd):
+def test_an_ablation_from_the_command_line_shows_gradients_beside_scores(workplace, cells_here, capfd):
     options = ["ablate", "--data", "words.txt", *TINY, "--steps", "2", "--placements", "dnt", "--seeds", "0"]
     assert main([*options, "--points", "3", "--most-points", "3", "--decays", "1e-4", "--out", "a"]) == 0
     out = capfd.readouterr().out

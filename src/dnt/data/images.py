@@ -26,13 +26,12 @@ import torch
 from torch import Tensor
 
 from dnt.data.augment import AUGMENTATIONS, Augment
+from dnt.data.cache import MOST_THREADS, cache_root, cores, prepare_once, progress_bar
 from dnt.data.pictures import Encoded, Pictures, decode, divided, find_pictures, key_of, look
 from dnt.data.pieces import SPLITS
-from dnt.data.sources import cache_root
-from dnt.data.text import MOST_THREADS, cores, progress_bar
 from dnt.data.transforms import Augmented, Mix, all_centered, one_thread, soft_labels
 from dnt.extras import extra
-from dnt.files import atomic_write, exclusive, read_json, write_json
+from dnt.files import atomic_write, read_json
 from dnt.lookup import lookup
 
 FORMAT = 2  # part of the cache key; raise it when what this file writes changes
@@ -252,18 +251,13 @@ def prepare_images(
     pictures = find_pictures(name, image, label)
     key = hashlib.sha256(f"{FORMAT} {channels} {pictures.state}".encode()).hexdigest()[:24]
     folder = cache_root() / "images" / key
-    if not (folder / "meta.json").exists():
-        try:
-            with exclusive(folder / "lock", f"preparing {name}" if progress else ""):
-                if not (folder / "meta.json").exists():
-                    write_images(folder, name, pictures, channels, most_broken, progress)
-                    if not pictures.source.revision and find_pictures(name, image, label).state != pictures.state:
-                        (folder / "meta.json").unlink()
-                        raise ValueError(f"{name!r} changed while it was read; prepare it again.")
-        except ConnectionError:
-            raise
-        except OSError as error:
-            raise OSError(f"cannot prepare {name} in {folder.parent}: {error}. Make room, or set DNT_CACHE.") from error
+    prepare_once(
+        folder,
+        name,
+        lambda: write_images(folder, name, pictures, channels, most_broken, progress),
+        lambda: bool(pictures.source.revision) or find_pictures(name, image, label).state == pictures.state,
+        progress,
+    )
     stored = Stored(folder, read_json(folder / "meta.json", "an image cache (delete its folder)"))
     check_broken(name, stored.meta["broken"], len(stored.table) + len(stored.meta["broken"]), most_broken)
     size = image_size or common_size(name, stored.meta["size"])
@@ -298,8 +292,8 @@ def check_broken(name: str, broken: list[dict[str, str]], total: int, most: floa
 
 def write_images(
     folder: Path, name: str, pictures: Pictures, channels: int | None, most_broken: float, show: bool
-) -> None:
-    """table.npy, images.bin and meta.json of the images of a source."""
+) -> dict[str, Any]:
+    """table.npy and images.bin of the images of a source; what meta.json says of them."""
     labels = pictures.labels()
     total = sum(map(len, labels.of.values()))
     rows: list[tuple[int, int, int, int, int]] = []
@@ -357,7 +351,7 @@ def write_images(
     stored = Stored(folder, meta)
     train = np.flatnonzero(table["split"] == SPLITS.index("train"))
     mean, std = statistics(stored.image(int(i)) for i in train[:: -(-len(train) // STATISTICS)])
-    write_json(folder / "meta.json", meta | {"mean": mean, "std": std})
+    return meta | {"mean": mean, "std": std}
 
 
 def chunks(pictures: Iterator[Encoded], size: int) -> Iterator[list[Encoded]]:

@@ -25,22 +25,22 @@ import numpy as np
 
 from dnt.data import hub
 from dnt.data.archives import ARCHIVES, unpacked
+from dnt.data.cache import cache_root
 from dnt.data.pieces import SPLITS, open_binary, readable
 from dnt.data.sources import (
     SPLIT_NAMES,
     Source,
     as_names,
     by_split_name,
-    cache_root,
     check_no_url,
     check_train,
+    digest,
     files_below,
     format_of,
     no_data,
     remote_source,
     state_of,
 )
-from dnt.data.text import digest
 from dnt.extras import extra
 
 IMAGE_NAMES, LABEL_NAMES = ("image", "img"), ("label", "fine_label")

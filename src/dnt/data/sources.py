@@ -13,21 +13,22 @@
 """
 
 import hashlib
-import os
 import re
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 from dnt.data import hub
 from dnt.data.archives import ARCHIVES, unpacked
+from dnt.data.cache import cache_root
 from dnt.data.pieces import SPLITS
 from dnt.redact import redacted
 
 HELD_OUT = 0.05  # share of validation, and of test
 MOST_HELD_OUT = 1 << 18  # bytes by file, tokens by position
+CHUNK = 1 << 22  # bytes copied or hashed at a time
 FORMATS = {".parquet": "parquet", ".jsonl": "lines", ".jsonl.gz": "lines", ".json": "lines", ".json.gz": "lines"}
 FORMATS |= {".bin": "bin"}
 BESIDE_DATA = {"", ".md", ".json", ".yaml", ".yml", ".gitattributes"}  # suffixes of files that describe the others
@@ -50,11 +51,6 @@ class Source:
     def every(self) -> list[str]:
         """All files, train first."""
         return [file for split in SPLITS for file in self.files.get(split, [])]
-
-
-def cache_root() -> Path:
-    base = os.environ.get("DNT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dnt"
-    return Path(base)
 
 
 def find_source(name: str) -> Source:
@@ -174,6 +170,26 @@ def state_of(root: Path, files: Iterable[Path]) -> str:
         stat = path.stat()
         lines.append(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}")
     return "\n".join(lines)
+
+
+def digest(source: Source, check: Callable[[], None] = lambda: None) -> str:
+    """sha256 of the files: of one file its own, of several each followed by a NUL, of .bin one after the other.
+
+    Of a remote source, of its commit and the names of its files. `check` is called now and then and may raise.
+    """
+    found = hashlib.sha256()
+    if source.revision:
+        found.update(source.state.encode())
+        return found.hexdigest()
+    several = len(source.every) > 1 or (source.format == "text" and source.separated)
+    for path in source.every:
+        with open(path, "rb") as file:
+            while data := file.read(CHUNK):
+                found.update(data)
+                check()
+        if several and source.format != "bin":
+            found.update(b"\0")
+    return found.hexdigest()
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

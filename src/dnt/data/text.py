@@ -16,11 +16,10 @@ tokens, since an evaluation reads them whole.
 import hashlib
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil
@@ -28,18 +27,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dnt.data.cache import MOST_THREADS, cache_root, cores, prepare_once, progress_bar
 from dnt.data.hub import nanogpt_split
 from dnt.data.pieces import SPLITS, Piece, RowGroup, lines_pieces, row_groups, slices, text_pieces
-from dnt.data.sources import HELD_OUT, MOST_HELD_OUT, Source, cache_root, find_source
+from dnt.data.sources import CHUNK, HELD_OUT, MOST_HELD_OUT, Source, digest, find_source
 from dnt.data.tokenizers import CharTokenizer, Tokenizer, learn_bpe, parse_spec, ready_made, tokenizer_from
-from dnt.files import UNFINISHED, atomic_write, exclusive, read_json, write_json
+from dnt.files import UNFINISHED, atomic_write, read_json, write_json
 
 SEPARATOR = "\0"
-CHUNK = 1 << 22  # bytes copied or hashed at a time
-MOST_THREADS = 8
 MEMORY = 3 << 27  # bytes that the pieces in work may take together
 BPE_TEXT = 1 << 26  # bytes that a vocabulary is learned from
 BPE_PIECES = 256  # and from how many pieces at most
@@ -86,16 +82,13 @@ def prepare_text(
             "tokenizer file, or ids:VOCAB."
         )
     folder = cache_root() / "tokens" / cache_key(source, tokenizer, column)
-    if not (folder / "meta.json").exists():
-        try:
-            with exclusive(folder / "lock", f"preparing {name}" if progress else ""):
-                if not (folder / "meta.json").exists():
-                    write_tokens(folder, name, source, tokenizer, column, progress, threads)
-        except ConnectionError:
-            raise
-        except OSError as error:
-            raise OSError(f"cannot prepare {name} in {folder.parent}: {error}. Make room, or set DNT_CACHE.") from error
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+    prepare_once(
+        folder,
+        name,
+        lambda: write_tokens(folder, name, source, tokenizer, column, progress, threads),
+        lambda: bool(source.revision) or find_source(name).state == source.state,
+        progress,
+    )
     return open_tokens(folder, name)
 
 
@@ -133,28 +126,25 @@ def cache_key(source: Source, tokenizer: str, column: str) -> str:
 
 def write_tokens(
     folder: Path, name: str, source: Source, spec: str, column: str, show: bool, threads: int | None
-) -> None:
-    """The tokens and meta.json of a source."""
+) -> dict[str, Any]:
+    """The tokens of a source; what meta.json says of them."""
     if source.format == "bin":
         meta = check_bin(folder, source, spec)
     else:
         meta = tokenize(folder, name, source, spec, column, show, threads)
-        if not source.revision and find_source(name).state != source.state:
-            shutil.rmtree(folder / "parts")
-            raise ValueError(f"{name!r} changed while it was read; prepare it again.")
-    write_json(folder / "meta.json", {"name": name, "revision": source.revision} | meta)
+    return {"name": name, "revision": source.revision} | meta
 
 
 def tokenize(
     folder: Path, name: str, source: Source, spec: str, column: str, show: bool, threads: int | None
 ) -> dict[str, Any]:
-    """tokens.bin and tokenizer.json; what meta.json says of them."""
+    """tokens.bin and tokenizer.json; what meta.json says of the tokens."""
     pieces = all_pieces(source, column)
     heaviest = max((piece.memory for piece in pieces), default=1)
     threads = max(1, min(threads or min(MOST_THREADS, cores()), MEMORY // heaviest))
     total = sum(piece.size for piece in pieces) * (2 if spec == "char" else 1)
     with progress_bar(name, total, show) as advance, Crew(threads) as crew:
-        sha256 = crew.pool.submit(digest, source, crew)
+        sha256 = crew.pool.submit(digest, source, crew.check)
         tokenizer = settled_tokenizer(folder / "tokenizer.json", spec, source, pieces, crew, advance)
 
         def write(i: int) -> int:
@@ -368,39 +358,3 @@ class Crew:
         """The results, as they come."""
         for done in as_completed([self.pool.submit(function, item) for item in items]):
             yield done.result()
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def digest(source: Source, crew: Crew | None = None) -> str:
-    """sha256 of the files: of one file its own, of several each followed by a NUL, of .bin one after the other.
-
-    Of a remote source, of its commit and the names of its files.
-    """
-    found = hashlib.sha256()
-    if source.revision:
-        found.update(source.state.encode())
-        return found.hexdigest()
-    several = len(source.every) > 1 or (source.format == "text" and source.separated)
-    for path in source.every:
-        with open(path, "rb") as file:
-            while data := file.read(CHUNK):
-                found.update(data)
-                if crew:
-                    crew.check()
-        if several and source.format != "bin":
-            found.update(SEPARATOR.encode())
-    return found.hexdigest()
-
-
-@contextmanager
-def progress_bar(name: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function that moves a bar on a terminal by so many bytes."""
-    percent = TextColumn("{task.percentage:.0f}%")
-    columns = (TextColumn("preparing {task.description}", markup=False), BarColumn(), percent, TimeRemainingColumn())
-    shown = show and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda size: bar.advance(task, size)

@@ -50,8 +50,25 @@ def check_blocks(config: "GPTConfig | ViTConfig") -> None:
             raise ValueError(f"{field} is {getattr(config, field)}; it must be in [0, 1).")
 
 
+class Widths:
+    """What follows from the fields that both configs have."""
+
+    dim: int
+    heads: int
+    mlp_ratio: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width inside the feed-forward branch."""
+        return int(self.mlp_ratio * self.dim)
+
+
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Widths):
     """A causal language model.
 
     context: longest sequence in tokens. depth: blocks. dim: width. placement: a name of PLACEMENTS or a Placement.
@@ -92,18 +109,9 @@ class GPTConfig:
                 f"({self.rope_base}) positive."
             )
 
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
-    def hidden(self) -> int:
-        """Width inside the feed-forward branch."""
-        return int(self.mlp_ratio * self.dim)
-
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(Widths):
     """A classifier of images, or of volumes.
 
     image_size: edge of a square image or cubic volume, in pixels; patch_size: that of a patch. channels: of the image.
@@ -148,15 +156,6 @@ class ViTConfig:
                 f"sincos has a sine and a cosine for each of {self.in_dims} axes: dim={self.dim} must be a multiple of "
                 f"{2 * self.in_dims}."
             )
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    @property
-    def hidden(self) -> int:
-        """Width inside the feed-forward branch."""
-        return int(self.mlp_ratio * self.dim)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
