@@ -92,7 +92,7 @@ def export(run: tyro.conf.Positional[Path], folder: tyro.conf.Positional[Path]) 
 
 def list_tables() -> None:
     """Placements, norms, optimizers and sizes, each with formula and source."""
-    import_module("dnt.listing").print_tables()
+    import_module("dnt.listing").print_tables(console())
 
 
 def console() -> Console:

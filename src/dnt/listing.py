@@ -62,8 +62,7 @@ def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
     return *row[:2], f"{row[2] / 1e6:,.1f}M"
 
 
-def print_tables() -> None:
-    console = Console()
+def print_tables(console: Console) -> None:
     placements = Table("placement", "forward pass (N: the norm)", "source", title_justify="left")
     for name, placement in PLACEMENTS.items():
         placements.add_row(name, placement.formula(), placement.source)
