@@ -245,14 +245,15 @@ def in_company(fabric: Fabric, run: Run) -> Iterator[None]:
 
 @contextmanager
 def writing(run: Run, fabric: Fabric) -> Iterator[None]:
-    """The right to write into a run folder; a full disk says what is safe."""
+    """The right to write into a run folder; a full disk, or data that went away, says what is safe."""
     try:
         with run.locked() if fabric.is_global_zero else nullcontext():
             yield
     except OSError as error:
+        elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(run.path)
+        what, cure = ("", "it is there") if elsewhere else (f"cannot write into {run.path}: ", "there is room")
         raise OSError(
-            f"cannot write into {run.path}: {error}. {run.last_good}. "
-            f"When there is room again: dnt train --resume {run.path}"
+            f"{what}{error}. {run.last_good}. When {cure} again: dnt train --resume {run.path}"
         ) from error
 
 

@@ -150,6 +150,10 @@ BAD = [
         lambda: lines("a.jsonl", DOCUMENTS, "content"),
         "a.jsonl, line 1: no column 'text'; there are: title, content. Choose one with --column.",
     ),
+    (
+        lambda: parquet("a.parquet", DOCUMENTS, "image"),
+        "a.parquet: no column 'text'; there are: title, image. Choose one with --column, or --images for images.",
+    ),
     (lambda: numbers("a.parquet"), "a.parquet: column 'text' holds int64, not text; choose another with --column."),
     (broken_parquet, "cut.parquet cannot be read ("),
     (damaged_parquet, "damaged.parquet cannot be read ("),

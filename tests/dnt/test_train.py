@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import signal
@@ -339,6 +340,18 @@ def test_a_checkpoint_is_never_unpickled_beyond_tensors(workplace):
     with pytest.raises(ValueError, match="is damaged"):
         dnt.fit(model, words(), tiny_msgdw(model), out="run", resume=True, **OPTIONS)
     assert not Path("executed").exists()
+
+
+def test_data_that_goes_away_is_not_blamed_on_the_run_folder(workplace, monkeypatch):
+    model, data = tiny_model(), words()
+
+    def gone(*args):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/elsewhere/1.png")
+
+    monkeypatch.setattr(type(data.train), "batch", gone)
+    with pytest.raises(OSError, match="No such file .*1.png.* When it is there again: dnt train --resume run") as found:
+        dnt.fit(model, data, tiny_msgdw(model), out="run", **OPTIONS)
+    assert "cannot write" not in str(found.value)
 
 
 @pytest.mark.parametrize("limit", [100_000, 200_000])  # bytes: the weights take 133 thousand, a checkpoint 270

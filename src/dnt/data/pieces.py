@@ -259,7 +259,8 @@ def row_groups(split: str, location: str, column: str) -> list[RowGroup]:
 def check_column(columns: Any, column: str) -> None:
     if column not in columns:
         known = ", ".join(columns) or "none at all"
-        raise ValueError(f"no column {column!r}; there are: {known}. Choose one with --column.")
+        images = ", or --images for images" if "image" in columns else ""
+        raise ValueError(f"no column {column!r}; there are: {known}. Choose one with --column{images}.")
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
