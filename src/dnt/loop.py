@@ -277,7 +277,7 @@ class Loop:
         return [norm if math.isfinite(norm) else 0.0 for norm in norms]
 
     def diverge(self, step: int, what: str) -> NoReturn:
-        self.record({"event": "diverged", "step": step, "what": what})
+        self.record({"event": "diverged", "step": step, "what": what, "cpu_seconds": self.cpu_seconds()})
         raise FloatingPointError(
             f"step {step}: {what}. {self.run.last_good}. Likely causes: too high a learning rate, "
             "too short a warm-up, no clipping (--clip 1.0)."

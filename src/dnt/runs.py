@@ -25,6 +25,8 @@ from typing import Any
 
 from dnt.files import UNFINISHED, atomic_write, read_json, write_json
 
+EXPERIMENT = "experiment.json"  # beside the run folders of compare, tune or ablate: what they share
+
 
 @dataclass(frozen=True)
 class Run:

@@ -1,5 +1,6 @@
 """What each command can be told: one flat frozen dataclass each, from which the command line is made. No torch."""
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ PRECISIONS = {  # as Fabric calls them
     "16-mixed": "16-mixed",
 }
 STRATEGIES = ("ddp", "fsdp")
-LEAST = {"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0}
-LEAST |= {"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1}
+LEAST = {
+    **{"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0},
+    **{"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1},
+}
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
 SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
 OF_OPTIMIZERS = ("momentum", "nesterov", "betas", "adamw_lr")  # nothing to an optimizer that does not take them
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 FIXED = (  # in a comparison: what else is varied leaves the losses comparable
-    *("data", "model", "tokenizer", "column", "image_size", "context", "vocab_multiple", "betas"),
+    *("data", "model", "tokenizer", "column", "image_size", "augment", "context", "vocab_multiple", "betas"),
     *("precision", "compile", "eval_every", "eval_tokens", "checkpoint_every", *HOW),
 )
 
@@ -76,6 +79,9 @@ class FitSettings:
         lookup(PRECISIONS, self.precision, "precision")
         if self.strategy is not None:
             lookup(dict.fromkeys(STRATEGIES), self.strategy, "strategy")
+        for field, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field} is {value}; give a number.")
         for field, least in LEAST.items():
             if (value := getattr(self, field)) is not None and value < least:
                 raise ValueError(f"{field} is {value}; it must be at least {least}.")
@@ -265,8 +271,9 @@ class TuneSettings(Cells):
             raise ValueError(f"seed {shared[0]} is both a tuning seed and a seed; winners need fresh ones.")
         if not self.tuning_seeds or not self.decays:
             raise ValueError(f"--{'decays' if self.tuning_seeds else 'tuning-seeds'} is empty; give at least one.")
-        if min(self.decays) < 0:
-            raise ValueError(f"--decays has {min(self.decays)}; lr x weight decay is at least 0.")
+        for decay in self.decays:
+            if not 0 <= decay < 1:
+                raise ValueError(f"--decays has {decay}; lr x weight decay is at least 0 and less than 1.")
         if not 3 <= self.points <= self.most_points:
             raise ValueError(
                 f"points is {self.points}, most-points {self.most_points}; a winner inside its grid takes 3 points or "

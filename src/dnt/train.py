@@ -252,9 +252,7 @@ def writing(run: Run, fabric: Fabric) -> Iterator[None]:
     except OSError as error:
         elsewhere = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(run.path)
         what, cure = ("", "it is there") if elsewhere else (f"cannot write into {run.path}: ", "there is room")
-        raise OSError(
-            f"{what}{error}. {run.last_good}. When {cure} again: dnt train --resume {run.path}"
-        ) from error
+        raise OSError(f"{what}{error}. {run.last_good}. When {cure} again: dnt train --resume {run.path}") from error
 
 
 def check_match(model: GPT | ViT, data: TextData | ImageData, optimizer: torch.optim.Optimizer) -> None:

@@ -2,12 +2,13 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -15,8 +16,9 @@ import pytest
 import dnt
 from dnt.cli import main
 from dnt.experiments import queue, tune
-from dnt.experiments.cells import cells_of, name_of, variations
-from dnt.report.summary import Comparison, Interval, paired
+from dnt.experiments.cells import cells_of, name_of, values_to_try
+from dnt.files import read_json, write_json
+from dnt.report.summary import Cell, Comparison, Interval, Setting, paired
 from dnt.runs import Run
 from dnt.settings import AblateSettings, CompareSettings, TuneSettings
 from tests.conftest import TINY
@@ -31,15 +33,12 @@ class Losses:
     def __init__(self, loss):
         self.loss, self.trials, self.winners = loss, {}, {}
 
-    def __call__(self, settings, cells, folder, data):
+    def __call__(self, settings, folder, data):
         self.settings = settings
         return self
 
     def name(self, cell):
         return name_of(cell, self.settings)
-
-    def alone(self):
-        return nullcontext()
 
     def finish(self, points, seeds, winners=False):
         for cell, some in points.items():
@@ -121,11 +120,17 @@ def test_diverged_rates_push_the_grid_down(protocol):
         ({"points": 2}, "points is 2, most-points 10"),
         ({"decays": ()}, "--decays is empty"),
         ({"decays": (-1.0,)}, "lr x weight decay is at least 0"),
+        ({"decays": (2.0,)}, "--decays has 2.0; lr x weight decay is at least 0 and less than 1"),
+        ({"seeds": (0, 0)}, "--seeds has (0, 0); give each seed once, from 0 up"),
+        ({"tuning_seeds": (-1,)}, "--tuning-seeds has (-1,); give each seed once, from 0 up"),
+        ({"vary": ("norm=rms",)}, "unknown norm 'rms'"),
+        ({"vary": ("clip=nan",)}, "clip is nan; give a number"),
+        ({"vary": ("augment=deit",)}, "unknown field in --vary 'augment'"),
         ({"vary": ("clips=1",)}, "unknown field in --vary 'clips'. Did you mean 'clip'?"),
         ({"vary": ("data=a",)}, "unknown field in --vary 'data'"),
         ({"vary": ("clip=none",)}, "--vary got 'clip=none'; write KEY=VALUE[,VALUE...] with numbers"),
         ({"vary": ("batch_size=48",)}, "batch_size=48 does not divide the 25,600 samples of 400 steps of 64"),
-        ({"storage": "nonsense://x"}, "cannot open the storage nonsense://x: "),
+        ({"storage": "nonsense://x"}, "cannot use the storage nonsense://x: "),
     ],
 )
 def test_what_cannot_be_tuned_is_named(fields, message, workplace):
@@ -136,7 +141,7 @@ def test_what_cannot_be_tuned_is_named(fields, message, workplace):
 
 def test_variations_are_each_value_alone_at_equal_tokens():
     settings = CompareSettings(vary=("clip=0,1.0", "batch-size=16,256", "nesterov=true"), steps=400, warmup=40)
-    some = list(variations(settings))
+    some = list(values_to_try(settings))
     assert some[:3] == [{}, {"clip": 0.0}, {"clip": 1.0}] and some[-1] == {"nesterov": True}
     assert [(v["batch_size"], v["steps"], v["warmup"]) for v in some[3:5]] == [(16, 1600, 160), (256, 100, 10)]
     names = [name_of(cell, settings) for cell in cells_of(settings)]
@@ -163,7 +168,11 @@ def test_a_study_from_the_command_line_and_its_page(workplace, cells_here, capfd
     after = {path: path.stat().st_mtime_ns for path in Path("t").glob("*/*/log.jsonl")}
     assert len(after) == len(before) + 1 and before.items() <= after.items(), "nothing finished runs again"
     assert main([*TUNE, "--clip", "2"]) == 2
-    assert "t/tuning was made with clip = 1.0, not 2.0; choose another --out" in capfd.readouterr().err
+    assert "t was made with clip = 1.0, not 2.0; choose another --out" in capfd.readouterr().err
+    assert main([*TUNE, "--clip", "2", "--vary", "clip=1"]) == 2, "a variation does not let another recipe in"
+    assert main([*TUNE, "--tuning-seeds", "1001"]) == 2
+    assert "t was made with tuning_seeds = [1000], not [1001]" in capfd.readouterr().err
+    assert main(["compare", *TUNE[1:-8], "--lr", "msgdw=0.1", "--out", "t"]) == 2, "compare is no part of a study"
 
 
 def started(*options: str) -> subprocess.Popen[bytes]:
@@ -219,16 +228,17 @@ def test_two_processes_share_a_study(workplace):
 
 
 def test_a_trial_that_failed_twice_is_left_to_its_user(workplace, monkeypatch):
-    Path("t/tuning/dnt-msgdw-lr0.03-wd0.00333333-seed1000").mkdir(parents=True)
+    for lr, wd in (("0.03", "0.00333333"), ("0.1", "0.001"), ("0.3", "0.000333333")):
+        Path(f"t/tuning/dnt-msgdw-lr{lr}-wd{wd}-seed1000").mkdir(parents=True)
     monkeypatch.setattr(queue, "run_cell", lambda *_: (_ for _ in ()).throw(ValueError("failed with exit status 1")))
     settings = TuneSettings(data="words.txt", placements=("dnt",), optimizers=("msgdw",), out="t")
     said = []
-    for _ in range(5):  # each of three trials once, the first again, and then no more
+    for _ in range(7):  # each of three trials twice, and then no more
         with pytest.raises(ValueError) as error:
             dnt.tune(settings, context=16, depth=2, dim=32, heads=2, points=3)
         said.append(str(error.value))
-    assert said[:4] == ["failed with exit status 1"] * 4
-    assert said[4] == "t/tuning/dnt-msgdw-lr0.03-wd0.00333333-seed1000 failed twice; remove the folder to try it again."
+    assert said[:6] == ["failed with exit status 1"] * 6
+    assert said[6] == "t/tuning/dnt-msgdw-lr0.03-wd0.00333333-seed1000 failed twice; remove the folder to try it again."
 
 
 def test_an_interval_is_students_over_paired_seeds():
@@ -250,7 +260,88 @@ def test_an_interval_is_students_over_paired_seeds():
         interval.high
     )
     assert found.excludes_zero == (test.pvalue < 0.05)
-    assert paired(Known([1.0]), Known([2.0])) is None and str(Interval(0.5, 0.25)) == "+0.500 ± 0.250"
+    assert found.relative == pytest.approx(sum(a) / sum(b) - 1)
+    one = paired(Known([1.0]), Known([2.0]))
+    assert (one.mean, one.relative, one.excludes_zero, str(one)) == (-1.0, -0.5, False, "-1.000")
+    assert str(Interval(0.5, 0.25, 1.0)) == "+0.500 ± 0.250"
+
+
+def test_the_run_folders_hold_the_results_and_the_storage_only_who_runs_what(workplace, cells_here):
+    assert main([*TUNE, "--seeds", "0"]) == 0
+    lost = next(Path("t/winners").glob("dnt*"))
+    shutil.rmtree(lost)
+    (name,) = optuna.get_all_study_names("sqlite:///t/trials.db")
+    optuna.load_study(study_name=name, storage="sqlite:///t/trials.db").ask()  # killed before its first sign of life
+    assert main([*TUNE, "--seeds", "0"]) == 0 and Run(lost).end
+    assert sorted(states()) == ["COMPLETE"] * 5 + ["RUNNING"]
+
+
+def test_a_suspended_process_keeps_its_result(workplace, cells_here, monkeypatch):
+    """Another took it for killed, and its trial for failed."""
+    real = queue.run_cell
+
+    def slept(path, cell, label):
+        study = optuna.load_study(study_name=None, storage="sqlite:///t/trials.db")
+        study.tell(study.trials[-1].number, state=optuna.trial.TrialState.FAIL)
+        return real(path, cell, label)
+
+    monkeypatch.setattr(queue, "run_cell", slept)
+    assert main([*TUNE, "--seeds", "0"]) == 0
+    assert states() == ["FAIL"] * 4 and len(finished()) == 4
+
+
+def test_a_new_winner_takes_the_place_of_an_older_one(workplace, cells_here):
+    assert main([*TUNE, "--seeds", "0"]) == 0
+    assert main([*TUNE, "--seeds", "0", "--decays", "1e-4", "0.05"]) == 0
+    (cell,) = Comparison(Path("t")).cells
+    assert cell.winner and cell.winner.lr == cell.tuning_best.lr
+    assert cell.winner.weight_decay == cell.tuning_best.weight_decay
+    made_up = Path("t/winners") / f"{cell.best.runs[0].path.name}-older"
+    shutil.copytree(cell.best.runs[0].path, made_up)
+    config = read_json(made_up / "config.json", "")
+    config["optimizer"]["groups"][0]["lr"] *= 7  # of no trial
+    write_json(made_up / "config.json", config)
+    (cell,) = Comparison(Path("t")).cells
+    assert cell.winner and cell.winner.lr == cell.tuning_best.lr, "one that tuning does not know is not it"
+
+
+def test_a_variation_is_what_differs_from_the_recipe_of_the_folder(workplace, cells_here):
+    """However many runs have the recipe's own value."""
+    options = [
+        "compare",
+        "--data",
+        "words.txt",
+        *TINY,
+        "--placements",
+        "dnt",
+        "--optimizers",
+        "msgdw",
+        "--lr",
+        "msgdw=0.1",
+    ]
+    varied = ["clip=0", "batch_size=2", "warmup=1", "depth=1"]
+    assert main([*options, "--steps", "4", "--out", "c", "--vary", *varied]) == 0
+    found = {cell.name for cell in Comparison(Path("c")).cells}
+    assert found == {"dnt + msgdw", *(f"dnt + msgdw, {what.replace('=', ' ')}" for what in varied)}
+
+
+def test_no_interval_no_claim():
+    def setting(*losses):
+        runs = tuple(SimpleNamespace(config={"training": {"seed": i}}) for i in range(len(losses)))
+        return Setting(0.1, 0.0, runs, tuple({"event": "end", "test": x, "validation": x} for x in losses))
+
+    def said(ours, theirs):
+        comparison = Comparison(Path("nowhere"))
+        cells = (Cell("dnt", "msgdw", "", (setting(*ours),)), Cell("pre-ln", "adamw", "", (setting(*theirs),)))
+        comparison.__dict__["cells"] = cells
+        return comparison.verdict
+
+    assert "is neither shown nor refuted here (-10.0%, -0.100 nats)" in said([0.9], [1.0])
+    assert "One seed: suggestive" in said([0.9], [1.0])
+    assert "holds here (-9.5%, -0.100 ± 0.000 nats)" in said([0.9, 1.0], [1.0, 1.1])
+    assert "does not hold here" in said([1.1, 1.2], [1.0, 1.1])
+    close = said([0.9, 1.3], [1.0, 1.1])
+    assert "No difference to it is shown for dnt + msgdw" in close and "is neither shown nor refuted" in close
 
 
 def test_an_ablation_has_one_init_and_dnts_own_as_a_row_of_its_own(protocol, monkeypatch):

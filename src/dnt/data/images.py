@@ -283,7 +283,7 @@ def check_broken(name: str, broken: list[dict[str, str]], total: int, most: floa
         first = broken[0]
         raise ValueError(
             f"{name!r} has {len(broken)} broken images of {total}, more than {100 * most:g}%; the first is "
-            f"{first['name']} ({first['reason']}). Repair or remove them, or allow more with most_broken=."
+            f"{first['name']} ({first['reason']}). Repair or remove them, or allow more: prepare_images(most_broken=)."
         )
 
 

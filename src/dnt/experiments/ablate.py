@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dnt.experiments.cells import cells_of
+from dnt.experiments.cells import cells_of, checked
 from dnt.experiments.tune import follow_protocol
 from dnt.report.summary import Comparison
 from dnt.settings import AblateSettings
@@ -17,6 +17,6 @@ def ablate(settings: AblateSettings | None = None, **options: Any) -> Comparison
     """
     settings = replace(settings or AblateSettings(), **options)
     cells = cells_of(settings)
-    cells += [replace(cell, init=settings.own_init) for cell in cells if cell.placement == "dnt"]
+    cells += [checked(replace(cell, init=settings.own_init)) for cell in cells if cell.placement == "dnt"]
     cells = list(dict.fromkeys(cells))
     return follow_protocol(settings, cells, Path(settings.out or f"runs/ablate-{settings.data_name}"))

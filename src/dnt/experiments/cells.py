@@ -1,22 +1,26 @@
-"""The cells of an experiment: what each trains, and training one in a process of its own. No torch here.
+"""The cells of an experiment: what each trains, and training one in a process of its own.
 
 Every run is a `dnt train` of its own, so that its peak memory is its own and a crash costs one run.
 """
 
+import json
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from dnt.data.text import check_outside, prepare_text
+from dnt.files import exclusive, read_json, write_json
 from dnt.interrupt import on_stop_signals
 from dnt.listing import definitions, options_of
 from dnt.lookup import lookup
-from dnt.runs import Run
+from dnt.runs import EXPERIMENT, Run
 from dnt.settings import FIXED, HOW, OF_OPTIMIZERS, Cells, Recipe, TrainSettings
 
 STDERR = 2  # where the output of a run goes: it is progress, the result is the table
@@ -34,23 +38,30 @@ def cells_of(settings: Cells) -> list[TrainSettings]:
     for option in ("placements", "optimizers", "seeds"):
         if not getattr(settings, option):
             raise ValueError(f"--{option} is empty; name at least one, or leave it out.")
+    for option, values in vars(settings).items():
+        if option.endswith("seeds") and (len(set(values)) < len(values) or min(values, default=0) < 0):
+            raise ValueError(f"--{option.replace('_', '-')} has {values}; give each seed once, from 0 up.")
     settings.check()
-    lookup(definitions("nn/norms.py", "NORMS"), settings.norm, "norm")
     optimizers = definitions("optim/factory.py", "OPTIMIZERS")
     shared = recipe(settings)
     cells: dict[TrainSettings, None] = {}  # in order, each once
-    for variation in variations(settings):
+    for variation in values_to_try(settings):
         for placement, optimizer in product(settings.placements, settings.optimizers):
             takes = options_of(lookup(optimizers, optimizer, "optimizer"))
             heard = {name: v for name, v in variation.items() if name not in OF_OPTIMIZERS or name in takes}
-            cell = TrainSettings(**shared | heard, placement=placement, optimizer=optimizer)
-            cell.check()
-            cell.model_config(placement)  # names what is wrong with it
-            cells[cell] = None
+            cells[checked(TrainSettings(**shared | heard, placement=placement, optimizer=optimizer))] = None
     return list(cells)
 
 
-def variations(settings: Cells) -> Iterator[dict[str, Any]]:
+def checked(cell: TrainSettings) -> TrainSettings:
+    """ValueError naming what is wrong with it, before anything is trained."""
+    cell.check()
+    lookup(definitions("nn/norms.py", "NORMS"), cell.norm, "norm")
+    cell.model_config(cell.placement)
+    return cell
+
+
+def values_to_try(settings: Cells) -> Iterator[dict[str, Any]]:
     """The recipe as it is, then each value of each varied field alone."""
     yield {}
     types = get_type_hints(Recipe)
@@ -114,24 +125,35 @@ def prepared(settings: Cells, folder: Path) -> dict[str, Any]:
     return prepare_text(settings.data, settings.tokenizer, column=settings.column).describe()
 
 
-def check_same(folder: Path, settings: Cells, cells: Iterable[TrainSettings], data: dict[str, Any]) -> str | None:
-    """The precision of the runs that are there already; ValueError if they have another recipe or other data."""
-    varied = {name for cell in cells for name, base in recipe(settings).items() if getattr(cell, name) != base}
-    precision = None
-    for path in folder.glob("*/config.json"):
-        config = Run(path.parent).config
-        asked = config.get("settings") or {}
-        for name, now in (*recipe(settings).items(), ("sha256", data["sha256"])):
-            before = config["data"]["sha256"] if name == "sha256" else asked.get(name, getattr(Recipe, name))
-            before = tuple(before) if isinstance(before, list) else before  # JSON has no tuples
-            if name not in ("precision", *HOW, *varied) and before != now:
-                raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
-        precision = config["training"]["precision"]
-        if settings.precision not in ("auto", precision):
-            raise ValueError(
-                f"{folder} was made with precision = {precision!r}, not {settings.precision!r}; choose another --out."
-            )
-    return precision
+def settled(folder: Path, settings: Cells, data: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a folder share: written by the first command, held by all later ones (FOLDER/experiment.json).
+
+    id: of the folder, among others in one storage. held: the recipe with the precision that was found, the data's
+    sha256, and the seeds of tuning. ValueError if this command says otherwise.
+    """
+    held = {name: value for name, value in recipe(settings).items() if name not in HOW}
+    held |= {"data sha256": data["sha256"], "tuning_seeds": getattr(settings, "tuning_seeds", None)}
+    path = folder / EXPERIMENT
+    with alone(folder):
+        if not path.exists():
+            if held["precision"] == "auto":
+                from dnt.machine import best_precision  # imports torch
+
+                held["precision"] = best_precision()
+            write_json(path, {"id": secrets.token_hex(4), "held": held})
+        found: dict[str, Any] = read_json(path, "an experiment")
+    if settings.precision == "auto":
+        del held["precision"]
+    for name, now in json.loads(json.dumps(held)).items():  # JSON has no tuples
+        before = found["held"].get(name, getattr(Recipe, name, None))
+        if before != now:
+            raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
+    return found
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """One process at a time, of those that share the folder of an experiment."""
+    return exclusive(folder / ".lock")
 
 
 def run_cell(path: Path, cell: TrainSettings, label: str) -> Run:
@@ -141,10 +163,14 @@ def run_cell(path: Path, cell: TrainSettings, label: str) -> Run:
         print(f"{label} {path.name}: another process trains it; waiting", file=sys.stderr, flush=True)
     while run.busy:
         time.sleep(LOOK_AGAIN)
+    stored = (run.config.get("settings") or {}) if (run.path / "config.json").exists() else {}
+    for name, now in json.loads(json.dumps(cell.as_json())).items():
+        if name in stored and stored[name] != now and name not in HOW:
+            raise ValueError(f"{path} was made with {name} = {stored[name]!r}, not {now!r}; choose another --out.")
     if run.end:
         return run
     command = [sys.executable, "-m", "dnt", "train"]
-    if (run.path / "config.json").exists():
+    if stored:
         how = {name: getattr(cell, name) for name in HOW}
         command += TrainSettings(resume=str(run.path), **how).flags()
     else:
@@ -154,11 +180,6 @@ def run_cell(path: Path, cell: TrainSettings, label: str) -> Run:
     if not run.end:
         raise ValueError(f"{path.name} failed with exit status {status}; the finished runs are kept.")
     return run
-
-
-def with_precision(cell: TrainSettings, found: str | None) -> TrainSettings:
-    """What the first run found holds for all, on another machine too."""
-    return replace(cell, precision=found) if cell.precision == "auto" and found else cell
 
 
 def run_child(command: list[str]) -> int:

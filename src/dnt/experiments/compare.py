@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dnt.experiments.cells import cells_of, check_same, prepared, recipe, run_cell, run_name, with_precision
+from dnt.experiments.cells import cells_of, prepared, recipe, run_cell, run_name, settled
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, Recipe, TrainSettings
@@ -26,14 +26,14 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     settings = replace(settings or CompareSettings(), **options)
     cells = list(grid(settings))
     folder = Path(settings.out or f"runs/compare-{settings.data_name}")
-    data = prepared(settings, folder)
+    held = settled(folder, settings, prepared(settings, folder))["held"]
     if not settings.lr and recipe(settings) != asdict(Recipe()):
         print(
             "dnt: learning rates of the default job; a list for each cell (--lr) or `dnt tune` fits them to this.",
             file=sys.stderr,
         )
     for i, cell in enumerate(cells, 1):
-        cell = with_precision(cell, check_same(folder, settings, cells, data))
+        cell = replace(cell, precision=held["precision"])
         run_cell(folder / run_name(cell, settings), cell, f"[{i}/{len(cells)}]")
     from dnt.report.page import write_report  # plotly takes a second to import
 

@@ -1,66 +1,91 @@
-"""Trials of an experiment, waiting in Optuna's storage for whoever is free to run them. No torch here.
+"""The trials of an experiment, each run once by whoever is free. No torch here.
 
-Of several processes, on one machine or on many, each takes the next trial. A trial is one run: a cell with a rate, a
-decay and a seed. What is finished stays finished; a trial whose process was killed gives no sign of life, and waits
-again, once.
+A trial is one run: a cell with a rate, a decay and a seed. Its folder holds its result, and what is finished there is
+never run again. Optuna's storage holds who runs what: of several processes, on one machine or on many, each takes a
+trial that nobody has; one whose process was killed gives no sign of life, and can be taken again, once.
 """
 
-import json
 import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from hashlib import sha256
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
+from threading import Event, Thread
 from typing import Any
 
-from dnt.experiments.cells import LOOK_AGAIN, check_same, name_of, recipe, run_cell, run_name, with_precision
+from dnt.experiments.cells import LOOK_AGAIN, alone, name_of, run_cell, run_name, settled
 from dnt.extras import extra
-from dnt.files import exclusive
 from dnt.redact import redacted
-from dnt.settings import HOW, TrainSettings, TuneSettings
+from dnt.runs import Run
+from dnt.settings import TrainSettings, TuneSettings
 
 HEARTBEAT = 5  # seconds between the signs of life of a running trial
 PATIENCE = 3 * HEARTBEAT  # without one, and it was killed
+ATTEMPTS = 2  # at a trial that fails
 
 Point = tuple[float, float]  # learning rate, lr x weight decay
 
 
-class Queue:
-    """The trials of some cells in a folder: tuning/ and winners/ hold their runs."""
+@dataclass(frozen=True)
+class Trial:
+    """A cell with its rate, decay and seed, and the folder it runs in."""
 
-    def __init__(self, settings: TuneSettings, cells: Sequence[TrainSettings], folder: Path, data: dict[str, Any]):
+    cell: TrainSettings
+    step_decay: float
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """For Optuna's own tables and plots."""
+        return {"lr": self.cell.lr, "lr_x_wd": self.step_decay, "seed": self.cell.seed}
+
+
+class Queue:
+    """The trials of an experiment's folder: tuning/ and winners/ hold their runs."""
+
+    def __init__(self, settings: TuneSettings, folder: Path, data: dict[str, Any]):
         self.optuna: Any = extra("optuna", "tune")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", category=self.optuna.exceptions.ExperimentalWarning)  # the heartbeat
-        self.settings, self.cells, self.folder, self.data = settings, cells, folder, data
-        self.found_precision()  # ValueError for a folder of other runs
-        folder.mkdir(parents=True, exist_ok=True)
-        with self.alone():  # the first makes the tables
-            self.storage = self.opened(settings.storage or f"sqlite:///{folder.resolve()}/trials.db")
-        what = {name: v for name, v in recipe(settings).items() if name not in (*HOW, "precision")}
-        self.digest = sha256(json.dumps([what, data["sha256"]]).encode()).hexdigest()[:8]
-
-    def opened(self, url: str) -> Any:
-        try:
-            patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-            return self.optuna.storages.RDBStorage(
-                url, engine_kwargs=patient, heartbeat_interval=HEARTBEAT, grace_period=PATIENCE
+        warnings.filterwarnings("ignore", category=self.optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", "Heartbeat of storage")  # is given here, not by Optuna's own loop
+        found = settled(folder, settings, data)
+        self.settings, self.folder, self.precision = settings, folder, found["held"]["precision"]
+        self.url = settings.storage or f"sqlite:///{folder.resolve()}/trials.db"
+        patient = {"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
+        with alone(folder), self.reached():  # the first makes the tables
+            self.storage = self.optuna.storages.RDBStorage(
+                self.url, engine_kwargs=patient, heartbeat_interval=HEARTBEAT, grace_period=PATIENCE
             )
-        except Exception as error:  # of SQLAlchemy, of the database's driver, of Optuna
-            said = str(error).splitlines()[0]
-            raise ValueError(f"cannot open the storage {redacted(url)}: {said}") from None
+            self.study = self.optuna.create_study(
+                storage=self.storage, study_name=f"{folder.name} {found['id']}", load_if_exists=True
+            )
 
-    def alone(self) -> AbstractContextManager[None]:
-        """One process at a time, of those that share the folder."""
-        return exclusive(self.folder / "queue.lock")
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """The storage's errors in one line."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (self.optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as error:
+            said = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"cannot use the storage {redacted(self.url)}: {said}. Finished runs are kept.") from None
 
     def name(self, cell: TrainSettings) -> str:
         return name_of(cell, self.settings)
+
+    def trial(self, cell: TrainSettings, phase: str, point: Point, seed: int) -> Trial:
+        lr, decay = point
+        cell = replace(cell, lr=lr, weight_decay=decay / lr, seed=seed, precision=self.precision)
+        return Trial(cell, decay, self.folder / phase / run_name(cell, self.settings))
 
     def finish(
         self, points: Mapping[TrainSettings, list[Point]], seeds: Sequence[int], winners: bool = False
@@ -68,88 +93,97 @@ class Queue:
         """Validation loss of every point, mean over seeds, once all have been run, here or elsewhere."""
         phase = "winners" if winners else "tuning"
         wanted = {
-            cell: [{"lr": lr, "lr_x_wd": decay, "seed": seed} for lr, decay in of_cell for seed in seeds]
+            cell: [self.trial(cell, phase, point, seed) for point in of_cell for seed in seeds]
             for cell, of_cell in points.items()
         }
+        in_turn = [trial for one_of_each in zip(*wanted.values(), strict=True) for trial in one_of_each]
+        losses: dict[Trial, float] = {}
         waited = False
-        while True:
-            with self.alone():  # or two would queue the same
-                found = {cell: self.queued(cell, phase, trials) for cell, trials in wanted.items()}
-            done = sum(isinstance(value, float) for values in found.values() for value in values)
-            free = [cell for cell in found if "WAITING" in found[cell]]
-            if free:
-                cell = min(free, key=lambda cell: sum(isinstance(value, float) for value in found[cell]))
-                label = f"[{done + 1}/{sum(map(len, wanted.values()))} {phase}]"
-                self.study(cell, phase).optimize(self.objective(cell, phase, label), n_trials=1)
-            elif done < sum(map(len, wanted.values())):
+        while left := [trial for trial in in_turn if trial not in losses]:
+            losses |= {trial: loss for trial in left if (loss := result(trial)) is not None}
+            label = f"[{len(losses) + 1}/{len(in_turn)} {phase}]"
+            if len(losses) < len(in_turn) and not self.run_one(left, label):
                 if not waited:
                     print("waiting for trials that another process runs", file=sys.stderr, flush=True)
                 waited = True
                 time.sleep(LOOK_AGAIN)
-            else:
-                n = len(seeds)
-                return {
-                    cell: [mean(values[i : i + n]) for i in range(0, len(values), n)] for cell, values in found.items()
-                }
+        n = len(seeds)
+        return {
+            cell: [mean(losses[trial] for trial in trials[i : i + n]) for i in range(0, len(trials), n)]
+            for cell, trials in wanted.items()
+        }
 
-    def study(self, cell: TrainSettings, phase: str) -> Any:
-        name = f"{self.folder.name}: {self.name(cell)}, {phase} {self.digest}"
-        sampler = self.optuna.samplers.RandomSampler()  # never asked: every trial that waits is fixed
-        return self.optuna.create_study(
-            storage=self.storage, sampler=sampler, study_name=name, load_if_exists=True, direction="minimize"
-        )
+    def run_one(self, trials: list[Trial], label: str) -> bool:
+        """Whether there was one that nobody runs; it has been run. ValueError if only hopeless ones are left."""
+        with alone(self.folder), self.reached():  # or two would take the same
+            self.optuna.storages.fail_stale_trials(self.study)
+            attempts = self.study.get_trials(deepcopy=False)
+            running = [trial for trial in trials if states(attempts, trial).count("RUNNING")]
+            idle = {
+                trial: states(attempts, trial).count("FAIL")
+                for trial in trials
+                if trial not in running and result(trial) is None
+            }
+            free = [trial for trial, failures in idle.items() if failures < ATTEMPTS or not trial.path.exists()]
+            if free:
+                trial = min(free, key=lambda trial: idle[trial])
+                attempt, identity = self.taken(trial)
+        if not free:
+            if idle and not running:
+                raise ValueError(f"{next(iter(idle)).path} failed twice; remove the folder to try it again.")
+            return False
+        try:
+            with self.alive(identity):
+                run_cell(trial.path, trial.cell, label)
+        except BaseException as error:
+            with suppress(Exception):  # a storage that is away too must not hide it
+                if isinstance(error, KeyboardInterrupt):
+                    attempt.set_user_attr("stopped", True)
+                self.study.tell(attempt, state=self.optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            raise
+        with self.reached():
+            self.study.tell(attempt, result(trial), skip_if_finished=True)  # finished if it was thought to be killed
+        return True
 
-    def queued(self, cell: TrainSettings, phase: str, wanted: list[dict[str, float]]) -> list[Any]:
-        """For each wanted trial its loss, or its state, WAITING or RUNNING; what is new is put into the queue."""
-        study = self.study(cell, phase)
-        self.optuna.storages.fail_stale_trials(study)
-        trials = [(t.user_attrs.get("run"), t) for t in study.get_trials(deepcopy=False)]
-        found: list[Any] = []
-        for params in wanted:
-            mine = [trial for fixed, trial in trials if fixed == params]
-            states = [trial.state.name for trial in mine]
-            if "COMPLETE" in states:
-                found.append(float(mine[states.index("COMPLETE")].value))
-                continue
-            alive = next((state for state in states if state in ("RUNNING", "WAITING")), None)
-            if not alive:
-                failures = sum(t.state.name == "FAIL" and not t.user_attrs.get("stopped") for t in mine)
-                path = self.path(cell, phase, params)
-                if failures > 1 and path.exists():
-                    raise ValueError(f"{path} failed twice; remove the folder to try it again.")
-                study.enqueue_trial(params, user_attrs={"run": params})
-            found.append(alive or "WAITING")
-        return found
+    def taken(self, trial: Trial) -> tuple[Any, int]:
+        """A new attempt at a trial, and its number in the storage."""
+        fixed = self.optuna.samplers.RandomSampler()  # never asked
+        self.study.sampler = self.optuna.samplers.PartialFixedSampler(trial.params, fixed)
+        of = self.optuna.distributions
+        space = {"lr": of.FloatDistribution(1e-12, 1e12, log=True), "lr_x_wd": of.FloatDistribution(0, 1)}
+        attempt = self.study.ask(space | {"seed": of.IntDistribution(0, 2**31 - 1)})
+        of_study = self.storage.get_study_id_from_name(self.study.study_name)
+        identity = self.storage.get_trial_id_from_study_id_trial_number(of_study, attempt.number)
+        self.storage.record_heartbeat(identity)  # before its name: what has a name can be seen to be dead
+        attempt.set_user_attr("run", trial.name)
+        return attempt, identity
 
-    def objective(self, cell: TrainSettings, phase: str, label: str) -> Any:
-        def run(trial: Any) -> float:
-            params = trial.user_attrs.get("run")
-            if params is None:
-                raise self.optuna.TrialPruned("another process took the last trial that waited")
-            trial.suggest_float("lr", 1e-12, 1e12, log=True)  # for Optuna's own tables and plots
-            trial.suggest_float("lr_x_wd", 0, 1)
-            trial.suggest_int("seed", 0, 2**31 - 1)
-            try:
-                done = run_cell(*self.run_of(cell, phase, params), label)
-            except KeyboardInterrupt:
-                trial.set_user_attr("stopped", True)
-                raise
-            assert done.end
-            trial.set_user_attr("folder", str(done.path))
-            return float(done.end.get("validation", math.inf))  # infinite if it diverged
+    @contextmanager
+    def alive(self, identity: int) -> Iterator[None]:
+        """A sign of life every few seconds."""
+        done = Event()
 
-        return run
+        def beat() -> None:
+            while not done.wait(HEARTBEAT):
+                with suppress(Exception):  # a storage that is away for a moment costs a sign of life, not the run
+                    self.storage.record_heartbeat(identity)
 
-    def run_of(self, cell: TrainSettings, phase: str, params: dict[str, Any]) -> tuple[Path, TrainSettings]:
-        """Folder and settings of a trial."""
-        lr, decay, seed = params["lr"], params["lr_x_wd"], int(params["seed"])
-        cell = replace(cell, lr=lr, weight_decay=decay / lr, seed=seed)
-        return self.folder / phase / run_name(cell, self.settings), with_precision(cell, self.found_precision())
+        thread = Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
-    def path(self, cell: TrainSettings, phase: str, params: dict[str, Any]) -> Path:
-        return self.run_of(cell, phase, params)[0]
 
-    def found_precision(self) -> str | None:
-        """Of the runs that are there."""
-        found = [check_same(self.folder / p, self.settings, self.cells, self.data) for p in ("tuning", "winners")]
-        return next(filter(None, found), None)
+def states(attempts: list[Any], trial: Trial) -> list[str]:
+    """Of the attempts at a trial, but those that a user stopped."""
+    of_trial = (attempt for attempt in attempts if attempt.user_attrs.get("run") == trial.name)
+    return [attempt.state.name for attempt in of_trial if not attempt.user_attrs.get("stopped")]
+
+
+def result(trial: Trial) -> float | None:
+    """Its validation loss, infinite if it diverged; None if it is not finished."""
+    end = Run(trial.path).end
+    return None if end is None else float(end.get("validation", math.inf))

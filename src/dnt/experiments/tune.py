@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dnt.experiments.cells import cells_of, prepared
+from dnt.experiments.cells import alone, cells_of, prepared
 from dnt.experiments.queue import Point, Queue
 from dnt.listing import default_of, definitions
 from dnt.report.summary import Comparison
 from dnt.settings import TrainSettings, TuneSettings
 
 MOST_DECAY = 0.1  # lr x weight decay: a step that takes more than this off the weights trains nothing
+ENOUGH_SEEDS = 5
 
 
 def tune(settings: TuneSettings | None = None, **options: Any) -> Comparison:
@@ -22,7 +23,7 @@ def tune(settings: TuneSettings | None = None, **options: Any) -> Comparison:
 
 def follow_protocol(settings: TuneSettings, cells: list[TrainSettings], folder: Path) -> Comparison:
     """First the learning rate, then the decay, then fresh seeds, of all cells. Finished trials answer at once."""
-    queue = Queue(settings, cells, folder, prepared(settings, folder))
+    queue = Queue(settings, folder, prepared(settings, folder))
     decays = settings.decays
 
     grids = {cell: starting_grid(cell.optimizer, settings.points) for cell in cells}
@@ -44,17 +45,23 @@ def follow_protocol(settings: TuneSettings, cells: list[TrainSettings], folder: 
         losses = queue.finish(points, settings.tuning_seeds)
         winners = {cell: lowest(points[cell], losses[cell]) for cell in cells}
         top = max(decays)
-        if len(set(decays)) == 1 or top >= MOST_DECAY or all(decay < top for _, decay in winners.values()):
+        at_top = [cell for cell in cells if winners[cell][1] == top]
+        if len(set(decays)) == 1 or not at_top or top >= MOST_DECAY:
             break
         say(f"a decay (lr x wd) of {top:g} wins; {10 * top:g} for every cell")
         decays = (*decays, 10 * top)
 
+    for cell in at_top if len(set(decays)) > 1 else []:
+        say(f"{queue.name(cell)}: the best decay (lr x wd) is still the largest, {top:g}")
+
     trials = (rates + len(decays) - 1) * len(settings.tuning_seeds)
     say(f"{trials} trials of every cell; now the winners on seeds {', '.join(map(str, settings.seeds))}")
+    if len(settings.seeds) < ENOUGH_SEEDS:
+        say(f"the protocol asks for {ENOUGH_SEEDS} fresh seeds or more; intervals of {len(settings.seeds)} are wide")
     queue.finish({cell: [winner] for cell, winner in winners.items()}, settings.seeds, winners=True)
     from dnt.report.page import write_report  # plotly takes a second to import
 
-    with queue.alone():
+    with alone(folder):
         write_report(folder)
     return Comparison(folder)
 

@@ -29,9 +29,11 @@ class Spread:
     top_share: float
 
 
-def spread(histogram: dict[str, Any]) -> Spread:
-    """Of a "gradients" row of a log."""
+def spread(histogram: dict[str, Any]) -> Spread | None:
+    """Of a "gradients" row of a log; None if all entries are zero."""
     bins = [(center, count) for center, count in centered(histogram) if count]
+    if not bins:
+        return None
     total = sum(count for _, count in bins)
     square = sum(count * center**2 for center, count in bins)
     left, top = TOP * total, 0.0
@@ -66,17 +68,21 @@ def histogram_at(run: Run, step: int | None) -> dict[str, Any] | None:
 
 
 def statistics(cells: tuple[Cell, ...]) -> list[list[str]]:
-    """Of each cell at its best setting: how the entries are spread, at the start and at the end."""
+    """Of each cell at its best setting: test loss, how the entries are spread at the start, and at the end."""
     rows = []
     for cell in cells:
-        found = [[spread(h) for run in cell.best.runs if (h := histogram_at(run, step))] for step in (0, None)]
-        if all(found):
-            rows.append([cell.name, *(text for spreads in found for text in averages(spreads))])
+        logged = [[histogram_at(run, step) for run in cell.best.runs] for step in (0, None)]
+        found = [[s for h in histograms if h and (s := spread(h))] for histograms in logged]
+        if any(found):
+            test = "diverged" if cell.best.diverged else f"{cell.best.test:.3f}"
+            rows.append([cell.name, test, *(text for spreads in found for text in averages(spreads))])
     return rows
 
 
 def averages(spreads: list[Spread]) -> list[str]:
-    """Geometric means over seeds of sizes, the mean of shares."""
+    """Geometric means over seeds of sizes, the mean of shares; nothing of runs that did not come so far."""
+    if not spreads:
+        return [""] * len(COLUMNS)
     return [
         f"{geometric_mean([s.median for s in spreads]):.1e}",
         f"{geometric_mean([s.rms for s in spreads]):.1e}",
@@ -87,7 +93,9 @@ def averages(spreads: list[Spread]) -> list[str]:
 
 def table(comparison: Comparison) -> Table:
     """The statistics, for a terminal."""
-    found = Table("gradient entries", *(f"{when}: {name}" for when in ("start", "end") for name in COLUMNS))
+    found = Table(
+        "gradient entries", "test loss", *(f"{when}: {name}" for when in ("start", "end") for name in COLUMNS)
+    )
     for row in statistics(comparison.cells):
         found.add_row(*row)
     return found

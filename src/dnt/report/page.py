@@ -14,14 +14,14 @@ from plotly.offline import get_plotlyjs
 
 from dnt import __version__
 from dnt.files import atomic_write
-from dnt.report.gradients import centered, histogram_at, statistics
+from dnt.report.gradients import COLUMNS, centered, histogram_at, statistics
 from dnt.report.summary import Cell, Comparison, Setting
 
 COLORS = qualitative.D3
 MANY_COLORS = qualitative.Dark24
 LEFT_OUT = 0.05  # of the steps, where the loss falls too steeply to leave room for the rest
 FIGURE = {"responsive": True, "displaylogo": False}
-VARIED = ("kind", "placement", "optimizer", "lr", "weight_decay", "seed")  # between the runs of a comparison
+OF_CELLS = ("kind", "placement", "optimizer", "lr", "weight_decay", "seed")  # between the runs of a comparison
 
 
 def write_report(folder: str | Path) -> Path:
@@ -49,7 +49,9 @@ def write_report(folder: str | Path) -> Path:
         ],
         settings={"Data": config["data"], "Model": config["model"], "Training": config["training"] | options}
         | {"Machine": config["machine"] | {"dnt": __version__}},
-        varied=VARIED,
+        of_cells=OF_CELLS,
+        eval_tokens=config["training"].get("eval_tokens"),
+        gradient_columns=COLUMNS,
         every_setting=comparison.settings(),
         plotly=Markup(get_plotlyjs()),
     )  # fmt: skip
@@ -60,7 +62,7 @@ def write_report(folder: str | Path) -> Path:
 
 def figures(cells: tuple[Cell, ...], tuned: bool) -> Iterator[tuple[str, str, go.Figure]]:
     """Heading, note and figure of each plot, every cell at its best setting."""
-    lines = "Lines: training loss, mean of ten steps, after the first 5%. Dots: the whole validation split."
+    lines = "Lines: training loss, mean of ten steps, after the first 5%. Dots: validation."
     yield "Loss by step", lines, curves(cells, "step", "step")
     clock = " Without evaluations, checkpoints and the first step of a process, which compiles."
     yield "Loss by wall-clock", lines + clock, curves(cells, "elapsed", "seconds of training")

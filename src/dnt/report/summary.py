@@ -11,9 +11,12 @@ from typing import Any
 
 from rich.table import Table
 
+from dnt.files import read_json
+from dnt.lookup import lookup
+from dnt.nn.config import GPT_SIZES, VIT_SIZES
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
-from dnt.runs import Run
-from dnt.settings import FIXED
+from dnt.runs import EXPERIMENT, Run
+from dnt.settings import FIXED, SHAPE, Recipe
 
 A_UNIT = {"tokens": "a token", "images": "an image"}
 MOST_NAMED = 6  # cells in a sentence
@@ -106,15 +109,16 @@ class Comparison:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         tuning, winners = (finished(self.folder / name) for name in ("tuning", "winners"))
-        runs = [*finished(self.folder), *tuning, *winners]
-        if not runs:
+        tried = [*finished(self.folder), *tuning]
+        if not tried:
             raise ValueError(f"{self.folder} holds no finished run.")
+        runs = [*tried, *winners]
         check_comparable(runs)
-        variation = dict(zip(runs, variations([run.config for run in runs]), strict=True))
+        variation = dict(zip(runs, labels([run.config for run in runs], recipe_of(self.folder)), strict=True))
         won = settings_by_cell(winners, variation)
         cells = [
-            Cell(*key, settings, *won.get(key, ()))
-            for key, settings in settings_by_cell([run for run in runs if run not in winners], variation).items()
+            Cell(*key, settings, winner(settings, won.get(key, ())))
+            for key, settings in settings_by_cell(tried, variation).items()
         ]
         rank = {name: i for i, name in enumerate(PLACEMENTS)}
         return tuple(
@@ -155,32 +159,36 @@ class Comparison:
             return "Every cell diverged."
         parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats {A_UNIT[self.unit]}"]
         if len(rest) < MOST_NAMED:
-            parts += [f"{cell.name} {relative(cell.best.test, first.best.test)}" for cell in rest]
+            parts += [f"{cell.name} {relative(cell.best, first.best)}" for cell in rest]
+        if (
+            self.tuned
+            and len({frozenset(cell.winner.test_by_seed()) if cell.winner else () for cell in self.cells}) > 1
+        ):
+            return f"{'; '.join(parts)}. The study is not finished: not every winner has run on all fresh seeds."
         seeds = min(len(cell.best.ends) for cell in self.cells)
-        if self.tuned and not all(cell.winner for cell in self.cells):
-            return f"{'; '.join(parts)}. The study is not finished: not every winner has run on fresh seeds."
         if seeds == 1:
             return f"{'; '.join(parts)}. {self.claim}One seed: suggestive, not evidence."
-        close = [cell.name for cell in rest if (found := paired(cell.best, first.best)) and not found.excludes_zero]
+        close = [
+            cell.name
+            for cell in rest
+            if not cell.best.diverged and not ((gap := paired(cell.best, first.best)) and gap.excludes_zero)
+        ]
         unclear = f"No difference to it is shown for {'; '.join(close)}. " if close else ""
         return f"{'; '.join(parts)}. {unclear}{self.claim}Means of {seeds} seeds; intervals are paired, 95%."
 
     @property
     def claim(self) -> str:
         """Whether the paper's claim holds among these cells; empty if they do not say."""
-        losses = {cell.name: cell.best.test for cell in self.cells}
-        if not {"dnt + msgdw", "pre-ln + adamw"} <= losses.keys():
+        best = {cell.name: cell.best for cell in self.cells}
+        if not {"dnt + msgdw", "pre-ln + adamw"} <= best.keys():
             return ""
-        if math.isinf(losses["dnt + msgdw"]) or math.isinf(losses["pre-ln + adamw"]):
+        gap = paired(best["dnt + msgdw"], best["pre-ln + adamw"])
+        if not gap:
             return ""
-        gap = losses["dnt + msgdw"] / losses["pre-ln + adamw"] - 1
-        holds, basis = "holds" if gap <= 0 else "does not hold", f"{gap:+.1%}"
-        by_name = {cell.name: cell.best for cell in self.cells}
-        if found := paired(by_name["dnt + msgdw"], by_name["pre-ln + adamw"]):
-            basis += f", {found} nats"
-            if not found.excludes_zero:
-                holds = "is neither shown nor refuted"
-        return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({basis}). "
+        holds = "holds" if gap.mean <= 0 else "does not hold"
+        if not gap.excludes_zero:
+            holds = "is neither shown nor refuted"
+        return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({gap.relative:+.1%}, {gap} nats). "
 
     @property
     def unit(self) -> str:
@@ -261,28 +269,42 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of means with the half width of its 95% interval."""
+    """A difference of means with the half width of its 95% interval, infinite with one seed; what it is relative to."""
 
     mean: float
     half: float
+    base: float
+
+    @property
+    def relative(self) -> float:
+        return self.mean / self.base
 
     @property
     def excludes_zero(self) -> bool:
         return abs(self.mean) > self.half
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ± {self.half:.3f}"
+        return f"{self.mean:+.3f}" + (f" ± {self.half:.3f}" if math.isfinite(self.half) else "")
 
 
 def paired(a: Setting, b: Setting) -> Interval | None:
-    """Test loss of a minus b over the seeds of both: Student's t interval; None with fewer than two seeds."""
+    """Test loss of a minus b over the seeds of both: Student's t interval. None if one diverged, or none is shared."""
     from scipy.stats import t  # half a second to import
 
     of_a, of_b = a.test_by_seed(), b.test_by_seed()
-    gaps = [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
-    if len(gaps) < 2 or not all(map(math.isfinite, gaps)):
+    seeds = of_a.keys() & of_b.keys()
+    gaps = [of_a[seed] - of_b[seed] for seed in seeds]
+    if not gaps or not all(map(math.isfinite, gaps)):
         return None
-    return Interval(mean(gaps), float(t.ppf(0.975, len(gaps) - 1)) * stdev(gaps) / math.sqrt(len(gaps)))
+    n = len(gaps)
+    half = float(t.ppf(0.975, n - 1)) * stdev(gaps) / math.sqrt(n) if n > 1 else math.inf
+    return Interval(mean(gaps), half, mean(of_b[seed] for seed in seeds))
+
+
+def winner(tried: tuple[Setting, ...], won: tuple[Setting, ...]) -> Setting | None:
+    """Of what ran on fresh seeds, the best in tuning: an older one was the best of fewer rates."""
+    validation = {(setting.lr, setting.weight_decay): setting.validation for setting in tried}
+    return min(won, key=lambda s: validation.get((s.lr, s.weight_decay), math.inf), default=None)
 
 
 def finished(folder: Path) -> list[Run]:
@@ -291,35 +313,54 @@ def finished(folder: Path) -> list[Run]:
 
 def settings_by_cell(runs: list[Run], variation: dict[Run, str]) -> dict[tuple[str, str, str], tuple[Setting, ...]]:
     """Runs by placement, optimizer and variation, then by learning rate and decay."""
-    rows = sorted(((*varied(run.config), run) for run in runs), key=lambda row: (row[:2], variation[row[4]], row[2:4]))
+    rows = sorted(
+        ((*setting_of(run.config), run) for run in runs), key=lambda row: (row[:2], variation[row[4]], row[2:4])
+    )
     cells: dict[tuple[str, str, str], tuple[Setting, ...]] = {}
     for (placement, optimizer, what, lr, decay), same in groupby(
         rows, key=lambda row: (*row[:2], variation[row[4]], *row[2:4])
     ):
         of_setting = tuple(row[4] for row in same)
-        seeds = [run.config["training"]["seed"] for run in of_setting]
-        if len(set(seeds)) < len(seeds):
-            first, second = of_setting[:2]
-            raise ValueError(f"{first.path} and {second.path} are the same setting and seed; remove one.")
+        by_seed: dict[int, Run] = {}
+        for run in of_setting:
+            if (other := by_seed.setdefault(run.config["training"]["seed"], run)) is not run:
+                raise ValueError(f"{other.path} and {run.path} are the same setting and seed; remove one.")
         setting = Setting(lr, decay, of_setting, tuple(run.end or {} for run in of_setting))
         cells[placement, optimizer, what] = (*cells.get((placement, optimizer, what), ()), setting)
     return cells
 
 
-def variations(configs: list[dict[str, Any]]) -> list[str]:
-    """In what each run differs from most, besides placement, optimizer, learning rate, decay and seed."""
+def recipe_of(folder: Path) -> dict[str, Any]:
+    """What the cells of an experiment vary; empty for a folder of other runs."""
+    if not (folder / EXPERIMENT).exists():
+        return {}
+    held = read_json(folder / EXPERIMENT, "an experiment")["held"]
+    size: Any = lookup(GPT_SIZES | VIT_SIZES, held["model"], "model")  # type: ignore[operator]
+    shape = {name: getattr(size, name) for name in SHAPE if hasattr(size, name)}
+    return held | {name: value for name, value in shape.items() if held[name] is None}
+
+
+def labels(configs: list[dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
+    """In what each run differs from the recipe, besides placement, optimizer, learning rate, decay and seed.
+
+    Or, of what the recipe does not say, from most runs.
+    """
     of_all = [facts(config) for config in configs]
-    one_batch_size = len({found.get("batch_size") for found in of_all}) == 1
-    values: dict[str, Counter[str]] = {}
+    usual = {}
+    for name in {name for found in of_all for name in found}:
+        counts = Counter(shown(found[name]) for found in of_all if name in found)
+        default = shown(getattr(Recipe, name, None))
+        most = max(counts, key=lambda value: (counts[value], value == default))
+        usual[name] = shown(recipe[name]) if name in recipe else most
+    usual["samples"] = str(int(usual["steps"]) * int(usual["batch_size"]))
+    found_labels = []
     for found in of_all:
-        if not one_batch_size:  # at equal tokens the steps follow from it
-            found["samples"] = shown(found["steps"] * found["batch_size"])
-            for name in PACE:
-                del found[name]
-        for name, value in found.items():
-            values.setdefault(name, Counter())[shown(value)] += 1
-    usual = {name: counts.most_common(1)[0][0] for name, counts in values.items()}
-    return [", ".join(f"{name} {shown(v)}" for name, v in found.items() if shown(v) != usual[name]) for found in of_all]
+        if shown(found["batch_size"]) != usual["batch_size"]:  # at equal tokens the steps follow from it
+            found["samples"] = found["steps"] * found["batch_size"]
+            found = {name: value for name, value in found.items() if name not in PACE}
+        differs = (f"{name} {shown(value)}" for name, value in found.items() if shown(value) != usual[name])
+        found_labels.append(", ".join(differs))
+    return found_labels
 
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
@@ -327,7 +368,8 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
     group, *others = config["optimizer"]["groups"]
     of_a_mixture = (other for other in others if other.keys() != group.keys())
     second: dict[str, Any] = next(of_a_mixture, {})
-    known = config["model"] | config["training"] | group | {f"second {name}": v for name, v in second.items()}
+    of_second = {"adamw_lr" if name == "lr" else f"second {name}": value for name, value in second.items()}
+    known = config["model"] | config["training"] | group | of_second
     return {name: v for name, v in known.items() if name not in ("placement", "seed", "lr", "weight_decay", *FIXED)}
 
 
@@ -335,7 +377,7 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def varied(config: dict[str, Any]) -> tuple[str, str, float, float]:
+def setting_of(config: dict[str, Any]) -> tuple[str, str, float, float]:
     """Placement, optimizer, learning rate and decay of a run, of `dnt train` or of `dnt.fit`."""
     placement, group = config["model"]["placement"], config["optimizer"]["groups"][0]
     if not isinstance(placement, str):
@@ -362,5 +404,9 @@ def check_comparable(runs: list[Run]) -> None:
                 )
 
 
-def relative(loss: float, best: float) -> str:
-    return "diverged" if math.isinf(loss) else f"+{loss / best - 1:.1%}"
+def relative(a: Setting, b: Setting) -> str:
+    """By how much the test loss of a is above that of b, on the seeds of both."""
+    if a.diverged:
+        return "diverged"
+    gap = paired(a, b)
+    return f"{gap.relative:+.1%}" if gap else f"{a.test:.3f}, of other seeds"
