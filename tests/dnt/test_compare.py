@@ -180,7 +180,7 @@ def hand_written(folder: Path, placement: str, optimizer: str, lr: float, seed: 
         "model": {"placement": placement},
         "data": {"name": "x", "sha256": "0"},
         "optimizer": {"class": {"adamw": "AdamW", "msgdw": "MSGDW"}[optimizer], "groups": [group]},
-        "training": {"steps": 4, "batch_size": 2, "precision": "32", "seed": seed},
+        "training": {"steps": 4, "batch_size": 2, "warmup": 1, "precision": "32", "seed": seed},
         "settings": None,
         "machine": {},
     }

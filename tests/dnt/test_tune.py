@@ -1,5 +1,7 @@
 """The protocol: the same grid and number of trials for every cell, a queue that loses nothing, fresh seeds."""
 
+import fcntl
+import json
 import math
 import os
 import shutil
@@ -238,7 +240,10 @@ def test_a_trial_that_failed_twice_is_left_to_its_user(workplace, monkeypatch):
             dnt.tune(settings, context=16, depth=2, dim=32, heads=2, points=3)
         said.append(str(error.value))
     assert said[:6] == ["failed with exit status 1"] * 6
-    assert said[6] == "t/tuning/dnt-msgdw-lr0.03-wd0.00333333-seed1000 failed twice; remove the folder to try it again."
+    assert (
+        said[6]
+        == "t/tuning/dnt-msgdw-lr0.03-wd0.00333333-seed1000 failed twice; remove the folder to try it once more."
+    )
 
 
 def test_an_interval_is_students_over_paired_seeds():
@@ -303,6 +308,58 @@ def test_a_new_winner_takes_the_place_of_an_older_one(workplace, cells_here):
     write_json(made_up / "config.json", config)
     (cell,) = Comparison(Path("t")).cells
     assert cell.winner and cell.winner.lr == cell.tuning_best.lr, "one that tuning does not know is not it"
+
+
+def test_a_study_is_finished_when_every_winner_has_run_on_all_seeds(workplace, cells_here):
+    unfinished = "The study is not finished: not every winner has run on all fresh seeds."
+    assert main([*TUNE, "--seeds", "0", "1"]) == 0
+    assert unfinished not in Comparison(Path("t")).verdict
+    (winners,) = {path.name.rpartition("-seed")[0] for path in Path("t/winners").iterdir()}
+    other = next(path for path in Path("t/tuning").iterdir() if not path.name.startswith(winners))
+    better = (other / "log.jsonl").read_text()
+    rows = [json.loads(line) for line in better.splitlines()]
+    rows[-1]["validation"] = 0.1
+    (other / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert unfinished in Comparison(Path("t")).verdict, "a better setting was found since"
+    (other / "log.jsonl").write_text(better)
+    shutil.rmtree(f"t/winners/{winners}-seed1")
+    assert unfinished in Comparison(Path("t")).verdict
+    shutil.rmtree("t/winners")
+    assert unfinished in Comparison(Path("t")).verdict
+    Path("t/experiment.json").unlink()
+    assert main(TUNE) == 2, "nobody knows what recipe its runs have"
+
+
+def test_a_run_that_another_process_still_trains_is_waited_for(workplace, cells_here, monkeypatch):
+    """As when a study was killed, and not the run that it had started."""
+    assert main([*TUNE, "--seeds", "0"]) == 0
+    orphan = next(Path("t/winners").iterdir())
+    log = (orphan / "log.jsonl").read_text()
+    (orphan / "log.jsonl").write_text("")
+
+    def finish(seconds):
+        held.close()
+        (orphan / "log.jsonl").write_text(log)
+
+    with (orphan / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr(queue.time, "sleep", finish)
+        assert main([*TUNE, "--seeds", "0"]) == 0
+    assert states() == ["COMPLETE"] * 4, "and is no attempt of this process"
+
+
+def test_a_study_that_was_deleted_is_one_line(workplace, cells_here, monkeypatch, capfd):
+    real = queue.run_cell
+
+    def run_cell(*given):
+        (name,) = optuna.get_all_study_names("sqlite:///t/trials.db")
+        optuna.delete_study(study_name=name, storage="sqlite:///t/trials.db")
+        return real(*given)
+
+    monkeypatch.setattr(queue, "run_cell", run_cell)
+    assert main([*TUNE, "--seeds", "0"]) == 2
+    err = capfd.readouterr().err
+    assert "cannot use the storage sqlite:///" in err and "Finished runs are kept." in err and "Traceback" not in err
 
 
 def test_a_variation_is_what_differs_from_the_recipe_of_the_folder(workplace, cells_here):

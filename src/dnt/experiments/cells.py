@@ -129,25 +129,32 @@ def settled(folder: Path, settings: Cells, data: dict[str, Any]) -> dict[str, An
     """What all runs of a folder share: written by the first command, held by all later ones (FOLDER/experiment.json).
 
     id: of the folder, among others in one storage. held: the recipe with the precision that was found, the data's
-    sha256, and the seeds of tuning. ValueError if this command says otherwise.
+    sha256, and the seeds of tuning; ValueError if this command says otherwise. seeds: of the last command.
     """
     held = {name: value for name, value in recipe(settings).items() if name not in HOW}
     held |= {"data sha256": data["sha256"], "tuning_seeds": getattr(settings, "tuning_seeds", None)}
     path = folder / EXPERIMENT
     with alone(folder):
-        if not path.exists():
+        if path.exists():
+            found: dict[str, Any] = read_json(path, "an experiment")
+        elif runs := list(folder.glob("*/*/config.json")):
+            raise ValueError(
+                f"{runs[0].parent} is of an experiment, but {folder} has no {EXPERIMENT}; choose another --out."
+            )
+        else:
+            found = {"id": f"{folder.resolve().name}-{secrets.token_hex(4)}", "held": dict(held)}
             if held["precision"] == "auto":
                 from dnt.machine import best_precision  # imports torch
 
-                held["precision"] = best_precision()
-            write_json(path, {"id": secrets.token_hex(4), "held": held})
-        found: dict[str, Any] = read_json(path, "an experiment")
-    if settings.precision == "auto":
-        del held["precision"]
-    for name, now in json.loads(json.dumps(held)).items():  # JSON has no tuples
-        before = found["held"].get(name, getattr(Recipe, name, None))
-        if before != now:
-            raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
+                found["held"]["precision"] = best_precision()
+        if settings.precision == "auto":
+            del held["precision"]
+        for name, now in json.loads(json.dumps(held)).items():  # JSON has no tuples
+            before = found["held"].get(name, getattr(Recipe, name, None))
+            before = list(before) if isinstance(before, tuple) else before
+            if before != now:
+                raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
+        write_json(path, found | {"seeds": settings.seeds})
     return found
 
 

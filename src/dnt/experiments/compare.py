@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dnt.experiments.cells import cells_of, prepared, recipe, run_cell, run_name, settled
+from dnt.experiments.cells import alone, cells_of, prepared, recipe, run_cell, run_name, settled
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, Recipe, TrainSettings
@@ -37,7 +37,8 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
         run_cell(folder / run_name(cell, settings), cell, f"[{i}/{len(cells)}]")
     from dnt.report.page import write_report  # plotly takes a second to import
 
-    write_report(folder)
+    with alone(folder):
+        write_report(folder)
     return Comparison(folder)
 
 

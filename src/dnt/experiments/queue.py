@@ -60,24 +60,26 @@ class Queue:
         self.settings, self.folder, self.precision = settings, folder, found["held"]["precision"]
         self.url = settings.storage or f"sqlite:///{folder.resolve()}/trials.db"
         patient = {"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else {"pool_pre_ping": True}
-        with alone(folder), self.reached():  # the first makes the tables
+        with alone(folder), self.reached(ValueError):  # the first makes the tables
             self.storage = self.optuna.storages.RDBStorage(
                 self.url, engine_kwargs=patient, heartbeat_interval=HEARTBEAT, grace_period=PATIENCE
             )
-            self.study = self.optuna.create_study(
-                storage=self.storage, study_name=f"{folder.name} {found['id']}", load_if_exists=True
-            )
+            self.study = self.optuna.create_study(storage=self.storage, study_name=found["id"], load_if_exists=True)
+            self.study_number = self.storage.get_study_id_from_name(found["id"])
 
     @contextmanager
-    def reached(self) -> Iterator[None]:
-        """The storage's errors in one line."""
+    def reached(self, *others: type[Exception]) -> Iterator[None]:
+        """The storage's errors in one line: those of Optuna, of SQLAlchemy, and what they let through."""
         from sqlalchemy.exc import SQLAlchemyError
 
+        through = (ImportError, RuntimeError, KeyError, *others)  # no driver, another schema, a study that was deleted
         try:
             yield
-        except (self.optuna.exceptions.OptunaError, SQLAlchemyError, ImportError) as error:
-            said = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"cannot use the storage {redacted(self.url)}: {said}. Finished runs are kept.") from None
+        except (self.optuna.exceptions.OptunaError, SQLAlchemyError, *through) as error:
+            cause = error.__cause__ or error  # Optuna's own words are of a commit that failed
+            said = next(iter(str(cause).splitlines()), "") or type(cause).__name__
+            message = f"cannot use the storage {self.url}: {said.rstrip('. ')}. Finished runs are kept."
+            raise ValueError(redacted(message)) from None
 
     def name(self, cell: TrainSettings) -> str:
         return name_of(cell, self.settings)
@@ -96,13 +98,17 @@ class Queue:
             cell: [self.trial(cell, phase, point, seed) for point in of_cell for seed in seeds]
             for cell, of_cell in points.items()
         }
-        in_turn = [trial for one_of_each in zip(*wanted.values(), strict=True) for trial in one_of_each]
+        in_turn = list(
+            dict.fromkeys(trial for one_of_each in zip(*wanted.values(), strict=True) for trial in one_of_each)
+        )
         losses: dict[Trial, float] = {}
         waited = False
-        while left := [trial for trial in in_turn if trial not in losses]:
-            losses |= {trial: loss for trial in left if (loss := result(trial)) is not None}
-            label = f"[{len(losses) + 1}/{len(in_turn)} {phase}]"
-            if len(losses) < len(in_turn) and not self.run_one(left, label):
+        while True:
+            losses |= {t: loss for t in in_turn if t not in losses and (loss := result(t)) is not None}
+            left = [trial for trial in in_turn if trial not in losses]
+            if not left:
+                break
+            if not self.run_one(left, f"[{len(losses) + 1}/{len(in_turn)} {phase}]"):
                 if not waited:
                     print("waiting for trials that another process runs", file=sys.stderr, flush=True)
                 waited = True
@@ -118,7 +124,7 @@ class Queue:
         with alone(self.folder), self.reached():  # or two would take the same
             self.optuna.storages.fail_stale_trials(self.study)
             attempts = self.study.get_trials(deepcopy=False)
-            running = [trial for trial in trials if states(attempts, trial).count("RUNNING")]
+            running = [t for t in trials if "RUNNING" in states(attempts, t) or Run(t.path).busy]
             idle = {
                 trial: states(attempts, trial).count("FAIL")
                 for trial in trials
@@ -130,7 +136,7 @@ class Queue:
                 attempt, identity = self.taken(trial)
         if not free:
             if idle and not running:
-                raise ValueError(f"{next(iter(idle)).path} failed twice; remove the folder to try it again.")
+                raise ValueError(f"{next(iter(idle)).path} failed twice; remove the folder to try it once more.")
             return False
         try:
             with self.alive(identity):
@@ -152,8 +158,7 @@ class Queue:
         of = self.optuna.distributions
         space = {"lr": of.FloatDistribution(1e-12, 1e12, log=True), "lr_x_wd": of.FloatDistribution(0, 1)}
         attempt = self.study.ask(space | {"seed": of.IntDistribution(0, 2**31 - 1)})
-        of_study = self.storage.get_study_id_from_name(self.study.study_name)
-        identity = self.storage.get_trial_id_from_study_id_trial_number(of_study, attempt.number)
+        identity = self.storage.get_trial_id_from_study_id_trial_number(self.study_number, attempt.number)
         self.storage.record_heartbeat(identity)  # before its name: what has a name can be seen to be dead
         attempt.set_user_attr("run", trial.name)
         return attempt, identity
@@ -174,7 +179,7 @@ class Queue:
             yield
         finally:
             done.set()
-            thread.join()
+            thread.join(HEARTBEAT)  # no longer, should the storage hang
 
 
 def states(attempts: list[Any], trial: Trial) -> list[str]:

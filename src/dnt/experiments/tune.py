@@ -46,7 +46,7 @@ def follow_protocol(settings: TuneSettings, cells: list[TrainSettings], folder: 
         winners = {cell: lowest(points[cell], losses[cell]) for cell in cells}
         top = max(decays)
         at_top = [cell for cell in cells if winners[cell][1] == top]
-        if len(set(decays)) == 1 or not at_top or top >= MOST_DECAY:
+        if len(set(decays)) == 1 or not at_top or 10 * top > MOST_DECAY:
             break
         say(f"a decay (lr x wd) of {top:g} wins; {10 * top:g} for every cell")
         decays = (*decays, 10 * top)

@@ -19,9 +19,10 @@ from dnt.runs import EXPERIMENT, Run
 from dnt.settings import FIXED, SHAPE, Recipe
 
 A_UNIT = {"tokens": "a token", "images": "an image"}
+PACE = ("batch_size", "steps", "warmup")
+PHASES = ("tuning", "winners")  # the folders of a tuned experiment
 MOST_NAMED = 6  # cells in a sentence
 MEASURED_ALIKE = ("precision", "compile", "eval_tokens")
-PACE = ("steps", "warmup")  # what a larger batch divides, at equal tokens
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ class Cell:
         return min((s for s in self.settings if len(s.ends) == most), key=lambda setting: setting.validation)
 
     @property
+    def outdated(self) -> bool:
+        """Whether tuning has found a better setting than the one that won."""
+        tried = {(setting.lr, setting.weight_decay): setting.validation for setting in self.settings}
+        of_winner = tried.get((self.winner.lr, self.winner.weight_decay), math.inf) if self.winner else math.inf
+        return self.tuning_best.validation < of_winner
+
+    @property
     def at_edge(self) -> bool:
         """Whether the best learning rate of a grid is its smallest or largest."""
         rates = sorted({setting.lr for setting in self.settings})
@@ -108,7 +116,7 @@ class Comparison:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        tuning, winners = (finished(self.folder / name) for name in ("tuning", "winners"))
+        tuning, winners = (finished(self.folder / phase) for phase in PHASES)
         tried = [*finished(self.folder), *tuning]
         if not tried:
             raise ValueError(f"{self.folder} holds no finished run.")
@@ -131,8 +139,16 @@ class Comparison:
         return (self.folder / "tuning").is_dir()
 
     @property
+    def complete(self) -> bool:
+        """Of a tuned folder: whether every cell's best setting has run on all seeds that were asked for last."""
+        seeds = set(read_json(self.folder / EXPERIMENT, "an experiment")["seeds"])
+        return all(
+            cell.winner and not cell.outdated and seeds <= cell.winner.test_by_seed().keys() for cell in self.cells
+        )
+
+    @property
     def runs(self) -> list[Run]:
-        """All finished ones."""
+        """Those of the table and of the settings that were tried."""
         return [
             run
             for cell in self.cells
@@ -142,9 +158,11 @@ class Comparison:
 
     @property
     def budget(self) -> str:
-        """What all finished runs cost."""
-        seconds = sum((run.end or {}).get("cpu_seconds", 0) for run in self.runs)
-        return f"{len(self.runs)} runs" + (f", {seconds / 60:.0f} core-minutes" if seconds else "")
+        """What all finished runs cost, also of settings that won before a better one was found."""
+        folders = (self.folder, *(self.folder / phase for phase in PHASES))
+        ends = [run.end or {} for folder in folders for run in finished(folder)]
+        seconds = sum(end.get("cpu_seconds", 0) for end in ends)
+        return f"{len(ends)} runs" + (f", {seconds / 60:.0f} core-minutes" if seconds else "")
 
     @property
     def page(self) -> Path:
@@ -160,10 +178,7 @@ class Comparison:
         parts = [f"Lowest test loss: {first.name}, {first.best.test:.3f} nats {A_UNIT[self.unit]}"]
         if len(rest) < MOST_NAMED:
             parts += [f"{cell.name} {relative(cell.best, first.best)}" for cell in rest]
-        if (
-            self.tuned
-            and len({frozenset(cell.winner.test_by_seed()) if cell.winner else () for cell in self.cells}) > 1
-        ):
+        if self.tuned and not self.complete:
             return f"{'; '.join(parts)}. The study is not finished: not every winner has run on all fresh seeds."
         seeds = min(len(cell.best.ends) for cell in self.cells)
         if seeds == 1:
@@ -347,20 +362,19 @@ def labels(configs: list[dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
     """
     of_all = [facts(config) for config in configs]
     usual = {}
+    paces = Counter(tuple(shown(found[name]) for name in PACE) for found in of_all)  # which belong together
+    recipe = dict(zip(PACE, paces.most_common(1)[0][0], strict=True)) | recipe
     for name in {name for found in of_all for name in found}:
         counts = Counter(shown(found[name]) for found in of_all if name in found)
         default = shown(getattr(Recipe, name, None))
         most = max(counts, key=lambda value: (counts[value], value == default))
         usual[name] = shown(recipe[name]) if name in recipe else most
-    usual["samples"] = str(int(usual["steps"]) * int(usual["batch_size"]))
-    found_labels = []
     for found in of_all:
-        if shown(found["batch_size"]) != usual["batch_size"]:  # at equal tokens the steps follow from it
-            found["samples"] = found["steps"] * found["batch_size"]
-            found = {name: value for name, value in found.items() if name not in PACE}
-        differs = (f"{name} {shown(value)}" for name, value in found.items() if shown(value) != usual[name])
-        found_labels.append(", ".join(differs))
-    return found_labels
+        batch_size, usual_size = found["batch_size"], int(usual["batch_size"])
+        for name in ("steps", "warmup"):
+            if abs(found[name] * batch_size - int(usual[name]) * usual_size) < abs(batch_size - usual_size):
+                del found[name]  # at equal tokens it follows from the batch size
+    return [", ".join(f"{name} {shown(v)}" for name, v in found.items() if shown(v) != usual[name]) for found in of_all]
 
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
