@@ -25,6 +25,7 @@ NO_TORCH += [
     "data.pictures",
     "redact",
     "extras",
+    "report.cells",
     "report.summary",
     "report.page",
     "experiments.compare",

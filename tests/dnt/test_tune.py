@@ -20,7 +20,8 @@ from dnt.cli import main
 from dnt.experiments import queue, tune
 from dnt.experiments.cells import cells_of, name_of, values_to_try
 from dnt.files import read_json, write_json
-from dnt.report.summary import Cell, Comparison, Interval, Setting, paired
+from dnt.report.cells import Cell, Setting, labels
+from dnt.report.summary import Comparison, Interval, paired
 from dnt.runs import Run
 from dnt.settings import AblateSettings, CompareSettings, TuneSettings
 from tests.conftest import TINY
@@ -380,6 +381,20 @@ def test_a_variation_is_what_differs_from_the_recipe_of_the_folder(workplace, ce
     assert main([*options, "--steps", "4", "--out", "c", "--vary", *varied]) == 0
     found = {cell.name for cell in Comparison(Path("c")).cells}
     assert found == {"dnt + msgdw", *(f"dnt + msgdw, {what.replace('=', ' ')}" for what in varied)}
+
+
+def test_steps_that_follow_from_a_batch_size_are_no_variation_of_their_own():
+    """Also where a warm-up was rounded, and where it is all there is."""
+
+    def config(batch_size, steps, warmup):
+        training = {"batch_size": batch_size, "steps": steps, "warmup": warmup}
+        return {"model": {}, "training": training, "optimizer": {"groups": [{}]}}
+
+    usual = config(64, 200, 20)
+    others = [config(50, 256, 26), config(512, 25, 2), config(16, 800, 160), config(64, 200, 10)]
+    assert labels([usual, usual, *others], {}) == [
+        *("", "", "batch_size 50", "batch_size 512", "batch_size 16, warmup 160", "warmup 10")
+    ]
 
 
 def test_no_interval_no_claim():

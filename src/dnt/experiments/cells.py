@@ -133,6 +133,7 @@ def settled(folder: Path, settings: Cells, data: dict[str, Any]) -> dict[str, An
     """
     held = {name: value for name, value in recipe(settings).items() if name not in HOW}
     held |= {"data sha256": data["sha256"], "tuning_seeds": getattr(settings, "tuning_seeds", None)}
+    held = json.loads(json.dumps(held))  # JSON has no tuples
     path = folder / EXPERIMENT
     with alone(folder):
         if path.exists():
@@ -149,9 +150,8 @@ def settled(folder: Path, settings: Cells, data: dict[str, Any]) -> dict[str, An
                 found["held"]["precision"] = best_precision()
         if settings.precision == "auto":
             del held["precision"]
-        for name, now in json.loads(json.dumps(held)).items():  # JSON has no tuples
+        for name, now in held.items():
             before = found["held"].get(name, getattr(Recipe, name, None))
-            before = list(before) if isinstance(before, tuple) else before
             if before != now:
                 raise ValueError(f"{folder} was made with {name} = {before!r}, not {now!r}; choose another --out.")
         write_json(path, found | {"seeds": settings.seeds})

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from dnt.report.summary import Cell, Comparison
+from dnt.report.cells import Cell
+from dnt.report.summary import Comparison
 from dnt.runs import Run
 
 COLUMNS = ("median |g|", "RMS", "99.9% / median", "norm² in the top 1%")

@@ -14,8 +14,9 @@ from plotly.offline import get_plotlyjs
 
 from dnt import __version__
 from dnt.files import atomic_write
+from dnt.report.cells import Cell, Setting
 from dnt.report.gradients import COLUMNS, centered, histogram_at, statistics
-from dnt.report.summary import Cell, Comparison, Setting
+from dnt.report.summary import Comparison
 
 COLORS = qualitative.D3
 MANY_COLORS = qualitative.Dark24
