@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dnt.interchange.huggingface import export as export
     from dnt.interchange.timm import load_timm as load_timm
     from dnt.interchange.timm import save_timm as save_timm
+    from dnt.nn.calibrate import calibrate as calibrate
     from dnt.nn.config import GPT_SIZES as GPT_SIZES
     from dnt.nn.config import VIT_SIZES as VIT_SIZES
     from dnt.nn.config import GPTConfig as GPTConfig
@@ -64,6 +65,7 @@ PUBLIC = {
     "ViT": "dnt.nn.vit",
     "ViTConfig": "dnt.nn.config",
     "ablate": "dnt.experiments.ablate",
+    "calibrate": "dnt.nn.calibrate",
     "compare": "dnt.experiments.compare",
     "export": "dnt.interchange.huggingface",
     "fit": "dnt.train",

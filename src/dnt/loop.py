@@ -15,9 +15,11 @@ from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
 from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
+from dnt.nn.calibrate import calibrate, matrices, relative_steps
 from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
+from dnt.optim.msgdw import MSGDW
 from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, rebound, whole
 from dnt.runs import Run
@@ -25,6 +27,7 @@ from dnt.settings import FitSettings
 from dnt.weights import write_weights
 
 LOG_EVERY = 10  # steps
+CALIBRATION = 4  # batches
 HELD_TOKENS = 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
 
 
@@ -62,6 +65,7 @@ class Loop:
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
         self.held_out = {name: getattr(data, name).beginning(settings.eval_tokens) for name in ("validation", "test")}
+        self.scales = self.calibrated(optimizer) if settings.calibrate else {}
         model.recompute = settings.recompute
         objective = Objective(model)
         compiled = settings.compile and can_compile()
@@ -153,7 +157,8 @@ class Loop:
         """All remaining steps with their logging, evaluations and checkpoints, then the final row."""
         steps = self.settings.steps
         if self.step == 0:
-            self.record(self.gradients())
+            rows = [{"event": "calibration", "step": 0, "scales": self.scales}] if self.scales else []
+            self.record(*rows, self.gradients(), *self.relative_steps())
         self.model.train()
         with closing(ahead(self.remaining())) as self.batches:
             while self.step < steps:
@@ -164,7 +169,7 @@ class Loop:
                 if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
                     show(self.step, *self.log_recent())
                 if evaluate:
-                    self.record(self.evaluation())
+                    self.record(self.evaluation(), *self.relative_steps())
                 if checkpoint:
                     self.checkpoint()
                 if stop:
@@ -172,7 +177,7 @@ class Loop:
                     raise KeyboardInterrupt(f"stopped after step {self.step}; {go_on}")
         gradients = self.gradients()
         validation = self.evaluation()
-        self.record(gradients, validation, *self.results(validation))
+        self.record(gradients, *self.relative_steps(), validation, *self.results(validation))
         self.fabric.barrier()
 
     def remaining(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -180,6 +185,23 @@ class Loop:
         rows = slice(self.fabric.global_rank, None, self.fabric.world_size)
         for step in range(self.step, self.settings.steps):
             yield self.data.train.batch(self.seed, step, self.settings.batch_size, rows)
+
+    def calibrated(self, optimizer: Any) -> dict[str, float]:
+        """Scale what is blind and stepped by mSGDW, alike in every process, before the model is divided or moved."""
+        parts = [part for part in getattr(optimizer, "parts", [optimizer]) if isinstance(part, MSGDW)]
+        rates = {p: group["lr"] for part in parts for group in part.param_groups for p in group["params"]}
+        blind = [m for m in matrices(self.model) if m.blind and m.weight.parameter in rates]
+        if not blind:
+            return {}
+        rows = slice(max(1, HELD_TOKENS // self.tokens))
+        batches = [self.data.train.batch(self.seed, i, self.settings.batch_size, rows) for i in range(CALIBRATION)]
+        return calibrate(self.model, batches, rates[blind[0].weight.parameter], self.settings.calibrate)
+
+    @property
+    def tokens(self) -> int:
+        """Of a sample, as the model sees it."""
+        config = self.model.config
+        return config.tokens if isinstance(config, ViTConfig) else config.context
 
     def no_sync(self, enabled: bool) -> Any:
         """Whether gradients stay where they are computed: those of all micro-batches but the last do."""
@@ -292,11 +314,7 @@ class Loop:
     def gradients(self) -> dict[str, Any]:
         """On a held batch, in float32, before clipping and without dropout: cells differ by their gradients alone."""
         self.model.eval()
-        rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
-        config = self.model.config
-        tokens = config.tokens if isinstance(config, ViTConfig) else config.context
-        rows = max(1, min(rows, HELD_TOKENS // tokens))
-        batch = self.fabric.to_device(next(self.held_out["validation"].whole(rows)))  # the same in all processes
+        batch = self.held_batch()
         if self.sharded:  # its gradients are nowhere else
             with self.no_sync(False):
                 self.objective.module(*batch).backward()
@@ -309,6 +327,19 @@ class Loop:
             counts = gradient_histogram(self.model, batch, lambda model, x, y: model.loss(x, y))
         self.model.train()
         return {"event": "gradients", "step": self.step} | counts
+
+    def held_batch(self) -> Any:
+        """Of validation, the same in all processes."""
+        rows = self.settings.batch_size // (self.fabric.world_size * self.accumulate)
+        rows = max(1, min(rows, HELD_TOKENS // self.tokens))
+        return self.fabric.to_device(next(self.held_out["validation"].whole(rows)))
+
+    def relative_steps(self) -> list[dict[str, Any]]:
+        """The log row of how far a step at the peak rate would turn each matrix; none under fsdp."""
+        if self.sharded:
+            return []
+        found = relative_steps(self.model, [self.held_batch()], self.base_rates[0])
+        return [{"event": "relative_steps", "step": self.step, "steps": found}]
 
     @torch.no_grad()
     def evaluate(self, split: str, group_of: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ PRECISIONS = {  # as Fabric calls them
 STRATEGIES = ("ddp", "fsdp")
 LEAST = {
     **{"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0},
-    **{"floor": 0, "accumulate": 1, "devices": 1, "nodes": 1},
+    **{"floor": 0, "calibrate": 0, "accumulate": 1, "devices": 1, "nodes": 1},
 }
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
@@ -46,6 +46,8 @@ class FitSettings:
     """where the schedule ends, as a share of the learning rate"""
     clip: float = 1.0
     """bound on the global gradient norm; 0 for none"""
+    calibrate: float = 0.0
+    """under mSGDW: first scale what QKNorm or MidNorm hides so that a step is this share of each matrix; 0 for none"""
     ema: float = 0.0
     """evaluate and save an exponential moving average of the weights, of this decay a step; 0 for the weights"""
     precision: str = "auto"
