@@ -23,7 +23,13 @@ LEAST = {
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
 SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
-OF_OPTIMIZERS = ("momentum", "nesterov", "betas", "adamw_lr")  # nothing to an optimizer that does not take them
+OF_OPTIMIZERS = (
+    "momentum",
+    "nesterov",
+    "bound",
+    "betas",
+    "adamw_lr",
+)  # nothing to an optimizer that does not take them
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 FIXED = (  # in a comparison: what else is varied leaves the losses comparable
     *("data", "model", "tokenizer", "column", "image_size", "augment", "context", "vocab_multiple", "betas"),
@@ -143,6 +149,8 @@ class Recipe(FitSettings):
     """msgdw and msgdw-adamw"""
     nesterov: bool = False
     """likewise"""
+    bound: float = 0.0
+    """likewise: no step moves a matrix by more than this share of its norm; 0 for none"""
     betas: tuple[float, float] = (0.9, 0.95)
     """adamw and msgdw-adamw"""
     adamw_lr: float = 3e-3

@@ -72,6 +72,42 @@ def test_decay_is_of_each_group_and_a_parameter_without_gradient_stays():
     assert decays.tolist() == pytest.approx([0.95, 0.95]) and still.tolist() == frozen.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_no_bounded_step_is_longer_than_its_share_of_the_matrix(momentum, nesterov):
+    torch.manual_seed(0)
+    bound, lr = 0.05, 0.3
+    options = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+    ours, free = (
+        [torch.nn.Parameter(t.clone()) for t in (torch.ones(3, 4), torch.full((4, 2), 30.0), torch.ones(5))]
+        for _ in range(2)
+    )
+    bounded, plain = dnt.MSGDW(ours, bound=bound, **options), torch.optim.SGD(free, **options)
+    reached = False
+    for _ in range(5):
+        before = [w.detach().clone() for w in ours]
+        for a, b in zip(ours, free, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        bounded.step()
+        plain.step()
+        moved = [float((w - was).norm() / was.norm()) for w, was in zip(ours, before, strict=True)]
+        assert moved[0] <= bound * (1 + 1e-5)
+        reached |= moved[0] > 0.999 * bound
+        if momentum:
+            held = [optimizer.state[w[0]]["momentum_buffer"] for optimizer, w in ((bounded, ours), (plain, free))]
+            torch.testing.assert_close(*held), "the momentum is not bounded"
+    assert reached
+    torch.testing.assert_close(ours[1:], free[1:])  # a large matrix, and a vector, are stepped freely
+
+
+def test_a_bounded_matrix_of_zeros_can_leave_zero():
+    w = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = dnt.MSGDW([w], lr=0.1, bound=0.01)
+    w.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert torch.equal(w.detach(), torch.full((2, 2), -0.1))
+
+
 def test_msgdw_state_survives_a_round_trip_and_holds_four_bytes_a_parameter():
     def half(w, saved=None):
         optimizer = dnt.MSGDW(w, lr=0.1, weight_decay=0.1)

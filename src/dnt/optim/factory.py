@@ -27,13 +27,18 @@ def adamw(
 
 
 def msgdw(
-    params: Any, lr: float = 0.1, weight_decay: float = 1e-4, momentum: float = 0.9, nesterov: bool = False
+    params: Any,
+    lr: float = 0.1,
+    weight_decay: float = 1e-4,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    bound: float = 0.0,
 ) -> torch.optim.Optimizer:
     """w <- (1 - lr wd) w - lr m, m <- mu m + g
 
-    2507.17501, 1711.05101; dnt.MSGDW on torch.optim.SGD.
+    2507.17501, 1711.05101; dnt.MSGDW.
     """
-    return MSGDW(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov)
+    return MSGDW(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, bound=bound)
 
 
 def msgdw_adamw(
@@ -42,6 +47,7 @@ def msgdw_adamw(
     weight_decay: float = 1e-4,
     momentum: float = 0.9,
     nesterov: bool = False,
+    bound: float = 0.0,
     adamw_lr: float = 3e-3,
     adamw_weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
@@ -52,7 +58,7 @@ def msgdw_adamw(
     """
     ends, rest = ends_and_rest(model)
     return Mixed(
-        msgdw(decay_groups(rest, weight_decay), lr, weight_decay, momentum, nesterov),
+        msgdw(decay_groups(rest, weight_decay), lr, weight_decay, momentum, nesterov, bound),
         adamw(decay_groups(ends, adamw_weight_decay), adamw_lr, adamw_weight_decay, betas),
     )
 

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.sgd import SGD, sgd
+from torch import Tensor
+from torch.optim import SGD
 
 
 class MSGDW(SGD):
     """m <- mu m + g;  w <- (1 - lr wd) w - lr m;  the first m is g
 
-    The decoupled decay of 1711.05101 with the momentum of torch.optim.SGD, which does the step (nesterov: along
-    g + mu m). State: one buffer, 4 bytes a float32 parameter. `params` as for any torch optimizer; `weight_decay` (wd)
-    may differ between groups.
+    The decoupled decay of 1711.05101 with the momentum of torch.optim.SGD (nesterov: along g + mu m). State: one
+    buffer, 4 bytes a float32 parameter. `params` as for any torch optimizer; every option may differ between groups.
+
+    bound > 0: no step is longer than this share of the parameter's norm, of those that have rows and columns:
+    lr m min(1, bound ||w|| / (lr ||m||)); the momentum stays as it is.
     """
 
     def __init__(
@@ -22,8 +25,13 @@ class MSGDW(SGD):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        bound: float = 0.0,
     ):
+        if bound < 0:
+            raise ValueError(f"bound is {bound}; it must be at least 0 (none).")
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+        for group in self.param_groups:
+            group.setdefault("bound", bound)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -33,25 +41,34 @@ class MSGDW(SGD):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
             params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads = [p.grad for p in params]
-            buffers = [self.state[p].get("momentum_buffer") for p in params]
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            sgd(
-                params,
-                grads,
-                buffers,
-                weight_decay=0.0,  # decayed above, decoupled from the gradient
-                momentum=momentum,
-                lr=lr,
-                dampening=0.0,
-                nesterov=group["nesterov"],
-                maximize=False,
-            )
-            if momentum:
-                for p, buffer in zip(params, buffers, strict=True):
-                    self.state[p]["momentum_buffer"] = buffer
+            if params:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                steps = self.directions(params, group["momentum"], group["nesterov"])
+                if group["bound"]:
+                    steps = bounded(steps, params, group["lr"], group["bound"])
+                torch._foreach_add_(params, steps, alpha=-group["lr"])
         return loss
+
+    def directions(self, params: list[Tensor], momentum: float, nesterov: bool) -> list[Tensor]:
+        """m, or g + mu m."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        if not momentum:
+            return gradients
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum)) if nesterov else buffers
+
+
+def bounded(steps: list[Tensor], params: list[Tensor], lr: float, bound: float) -> list[Tensor]:
+    """Each step, shortened to lr ||step|| <= bound ||p|| if p has rows and columns and is not zero."""
+    norms, lengths = torch._foreach_norm(params), torch._foreach_norm(steps)
+    factors = [
+        torch.where(norm > 0, (bound * norm / (lr * length)).clamp(max=1), 1.0) if p.ndim >= 2 else norm.new_ones(())
+        for p, norm, length in zip(params, norms, lengths, strict=True)
+    ]
+    return list(torch._foreach_mul(steps, factors))
