@@ -192,6 +192,8 @@ class TrainSettings(Recipe):
     """learning rate; the optimizer's default if not given (see dnt list)"""
     weight_decay: float | None = None
     """likewise"""
+    equilibrium: float = 0.0
+    """under mSGDW: in place of weight_decay, the share of a hidden matrix at which its step settles; 0 for none"""
     seed: int = 0
     """of the initial weights, the order of the data, and dropout"""
     out: str | None = None

@@ -11,6 +11,7 @@ from timm.optim import SGDW
 from torch import nn
 
 import dnt
+from dnt.optim.equilibrium import equilibrium_decay, equilibrium_step, settling_steps
 from dnt.optim.factory import build_optimizer
 from dnt.optim.mixed import Mixed
 from dnt.optim.schedule import SCHEDULES
@@ -106,6 +107,37 @@ def test_a_bounded_matrix_of_zeros_can_leave_zero():
     w.grad = torch.ones(2, 2)
     optimizer.step()
     assert torch.equal(w.detach(), torch.full((2, 2), -0.1))
+
+
+@pytest.mark.parametrize(("momentum", "step"), [(0.0, 0.02), (0.9, 0.005)])
+def test_decay_holds_the_relative_step_of_a_blind_matrix_where_it_was_asked_for(momentum, step):
+    """Noise orthogonal to w that falls as 1 / ||w||: what remains of a gradient under a norm. From far too large.
+
+    It settles in many more steps than the momentum remembers, as the formula assumes.
+    """
+    torch.manual_seed(0)
+    lr = 0.3
+    w = torch.nn.Parameter(torch.randn(2000) * 3)
+    decay = equilibrium_decay(step, lr, momentum)
+    optimizer = dnt.MSGDW([w], lr=lr, weight_decay=decay, momentum=momentum)
+    last = []
+    steps = int(settling_steps(lr, decay))
+    for i in range(3 * steps):
+        g = torch.randn_like(w)
+        g -= w.detach() * (g @ w.detach()) / w.detach().square().sum()
+        w.grad = g / w.detach().norm()
+        if i > 2 * steps:
+            last.append(lr * float(w.grad.norm() / w.detach().norm()))
+        optimizer.step()
+    assert sum(last) / len(last) == pytest.approx(step, rel=0.05)
+    assert equilibrium_step(lr, decay, momentum) == pytest.approx(step)
+
+
+def test_an_equilibrium_takes_the_place_of_the_decay():
+    model = tiny_model()
+    optimizer = build_optimizer("msgdw", model, {"lr": 0.1, "weight_decay": 7.0, "momentum": 0.9, "equilibrium": 0.01})
+    assert optimizer.param_groups[0]["weight_decay"] == pytest.approx(0.05)
+    assert build_optimizer("adamw", model, {"equilibrium": 0.01}).param_groups[0]["weight_decay"] == 0.1
 
 
 def test_msgdw_state_survives_a_round_trip_and_holds_four_bytes_a_parameter():

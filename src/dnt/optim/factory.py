@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dnt.lookup import lookup
+from dnt.optim.equilibrium import equilibrium_decay
 from dnt.optim.groups import decay_groups, ends_and_rest, param_groups
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
@@ -73,10 +74,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def build_optimizer(name: str, model: nn.Module, options: Mapping[str, Any]) -> torch.optim.Optimizer:
     """The optimizer `name` over all parameters of the model, of which matrices and embeddings decay.
 
-    Of `options` it takes those in its signature that are not None; the others have its defaults.
+    Of `options` it takes those in its signature that are not None; the others have its defaults. "equilibrium", a
+    relative step, takes the place of the weight decay of one with momentum (dnt.optim.equilibrium).
     """
     factory = lookup(OPTIMIZERS, name, "optimizer")
     members, *known = signature(factory).parameters.values()
     defaults = {option.name: option.default for option in known}
     chosen = defaults | {k: v for k, v in options.items() if k in defaults and v is not None}
+    if (step := options.get("equilibrium")) and "momentum" in chosen:
+        chosen["weight_decay"] = equilibrium_decay(step, chosen["lr"], chosen["momentum"])
     return factory(model if members.name == "model" else param_groups(model, chosen["weight_decay"]), **chosen)
