@@ -231,7 +231,8 @@ class Cells(Recipe):
     vary: tuple[str, ...] = ()
     """KEY=VALUE[,VALUE...] of fields of the recipe: every cell again with each value alone, e.g. clip=0 momentum=0.95
 
-    A batch_size changes the steps so that all runs read equally much.
+    Joined by + they are varied together: calibrate=0.01+clip=0. A batch_size changes the steps so that all runs read
+    equally much.
     """
     seeds: tuple[int, ...] = (0,)
     out: str | None = None

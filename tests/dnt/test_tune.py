@@ -154,6 +154,20 @@ def test_variations_are_each_value_alone_at_equal_tokens():
     assert "pre-ln-msgdw-batch_size16" in names
 
 
+def test_fields_joined_by_plus_vary_together_where_they_say_something():
+    settings = CompareSettings(vary=("calibrate=0.01", "calibrate=0.01,0.03+clip=0"), steps=400, warmup=40)
+    assert list(values_to_try(settings))[1:] == [
+        {"calibrate": 0.01},
+        {"calibrate": 0.01, "clip": 0.0},
+        {"calibrate": 0.03, "clip": 0.0},
+    ]
+    names = [name_of(cell, settings) for cell in cells_of(settings)]
+    assert {"dnt-msgdw-calibrate0.01", "dnt-msgdw-clip0-calibrate0.03"} <= set(names)
+    assert sorted(name for name in names if "pre-ln" in name or "adamw" in name) == [
+        *("dnt-adamw", "dnt-adamw-clip0", "pre-ln-adamw", "pre-ln-adamw-clip0", "pre-ln-msgdw", "pre-ln-msgdw-clip0")
+    ], "nothing is hidden in pre-ln, and AdamW does not step along the gradient"
+
+
 def test_a_study_from_the_command_line_and_its_page(workplace, cells_here, capfd):
     assert main([*TUNE, "--seeds", "0", "1"]) == 0
     out, err = capfd.readouterr()

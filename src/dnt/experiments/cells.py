@@ -20,6 +20,7 @@ from dnt.files import exclusive, read_json, write_json
 from dnt.interrupt import on_stop_signals
 from dnt.listing import definitions, options_of
 from dnt.lookup import lookup
+from dnt.nn.placement import PLACEMENTS
 from dnt.runs import EXPERIMENT, Run
 from dnt.settings import FIXED, HOW, OF_OPTIMIZERS, Cells, Recipe, TrainSettings
 
@@ -48,9 +49,16 @@ def cells_of(settings: Cells) -> list[TrainSettings]:
     for variation in values_to_try(settings):
         for placement, optimizer in product(settings.placements, settings.optimizers):
             takes = options_of(lookup(optimizers, optimizer, "optimizer"))
-            heard = {name: v for name, v in variation.items() if name not in OF_OPTIMIZERS or name in takes}
+            heard = {name: value for name, value in variation.items() if says_something(name, placement, takes)}
             cells[checked(TrainSettings(**shared | heard, placement=placement, optimizer=optimizer))] = None
     return list(cells)
+
+
+def says_something(name: str, placement: str, takes: set[str]) -> bool:
+    """Whether a field changes what a cell trains; `takes`: what its optimizer can be told."""
+    if name == "calibrate":
+        return "momentum" in takes and lookup(PLACEMENTS, placement, "placement").hides
+    return name not in OF_OPTIMIZERS or name in takes
 
 
 def checked(cell: TrainSettings) -> TrainSettings:
@@ -62,17 +70,21 @@ def checked(cell: TrainSettings) -> TrainSettings:
 
 
 def values_to_try(settings: Cells) -> Iterator[dict[str, Any]]:
-    """The recipe as it is, then each value of each varied field alone."""
+    """The recipe as it is, then each value of each varied field alone, and of those joined by + each pair together."""
     yield {}
     types = get_type_hints(Recipe)
     free = {field.name: types[field.name] for field in fields(Recipe) if field.name not in FIXED}
     for entry in settings.vary:
-        name, _, values = entry.partition("=")
-        kind = lookup(free, name.replace("-", "_"), "field in --vary")
-        name = name.replace("-", "_")
-        for value in values.split(","):
-            changed = {name: parsed(value, kind, entry)}
-            yield changed | equal_tokens(settings, changed["batch_size"]) if name == "batch_size" else changed
+        joined = []
+        for part in entry.split("+"):
+            key, _, values = part.partition("=")
+            name = key.replace("-", "_")
+            kind = lookup(free, name, "field in --vary")
+            joined.append([(name, parsed(value, kind, entry)) for value in values.split(",")])
+        for together in product(*joined):
+            changed = dict(together)
+            steps = equal_tokens(settings, changed["batch_size"]) if "batch_size" in changed else {}
+            yield steps | changed
 
 
 def parsed(value: str, kind: Any, entry: str) -> Any:

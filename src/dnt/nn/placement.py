@@ -39,6 +39,11 @@ class Placement:
     final: bool = True
     source: str = ""
 
+    @property
+    def hides(self) -> bool:
+        """Whether some branch does not see the scale of its matrices."""
+        return self.qk or self.attn.mid or self.mlp.mid
+
     def formula(self) -> str:
         """The forward pass in one line."""
         start = "x = N(embed)" if self.input else "x = embed"
