@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import accumulate
+from math import ceil, inf
 from pathlib import Path
-from statistics import mean
+from statistics import geometric_mean, mean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.colors import qualitative
 from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
 
 from dnt import __version__
 from dnt.files import atomic_write
@@ -85,6 +87,14 @@ def figures(cells: tuple[Cell, ...], tuned: bool) -> Iterator[tuple[str, str, go
             "Test loss by decile of the target's frequency in the training split, mean over seeds. Each decile holds "
             "about a tenth of the tokens, the most frequent symbols on the left, the rarest on the right.",
             frequency,
+        )
+    steps = relative_steps(cells)
+    if steps.data:
+        yield (
+            "Relative step",
+            "lr ||g|| / ||w|| at the peak learning rate, before clipping and momentum: the share of a matrix that one "
+            "step would move. Geometric mean over blocks, of the first seed's run, under mSGDW.",
+            steps,
         )
     for step, when in ((0, "at the start"), (None, "at the end")):
         yield (
@@ -206,6 +216,46 @@ def by_frequency(cells: tuple[Cell, ...]) -> go.Figure:
             line=line,
         )
     return figure
+
+
+def relative_steps(cells: tuple[Cell, ...]) -> go.Figure:
+    """A panel a cell, a line a kind of matrix."""
+    stepped = [cell for cell in cells if cell.optimizer.startswith("msgdw")]
+    panels = [(cell, rows) for cell in stepped if (rows := cell.best.runs[0].rows("relative_steps"))]
+    if not panels:
+        return go.Figure()
+    lines = ceil(len(panels) / 2)
+    names = [cell.name for cell, _ in panels]
+    figure = make_subplots(
+        lines, 2, shared_xaxes=True, shared_yaxes="all", subplot_titles=names, vertical_spacing=0.2 / lines
+    )
+    figure.update_layout(styled("", "").layout).update_layout(height=150 + 220 * lines, margin_t=60)
+    figure.update_yaxes(type="log", exponentformat="power")
+    for i, (_, rows) in enumerate(panels):
+        kinds = [by_kind(row["steps"]) for row in rows]
+        for kind, color in zip(kinds[0], COLORS * 2, strict=False):
+            figure.add_scatter(
+                x=[row["step"] for row in rows],
+                y=[found[kind] for found in kinds],
+                mode="lines+markers",
+                name=kind,
+                legendgroup=kind,
+                showlegend=i == 0,
+                line={"color": color},
+                row=i // 2 + 1,
+                col=i % 2 + 1,
+            )
+    return figure
+
+
+def by_kind(steps: dict[str, float]) -> dict[str, float]:
+    """Geometric means over blocks of the steps that are more than none, of matrices alone."""
+    kinds: dict[str, list[float]] = {}
+    for name, step in steps.items():
+        kind = name.split(".", 2)[2] if name.startswith("blocks.") else name.removesuffix(".weight")
+        if 0 < step < inf and not kind.endswith((".weight", ".bias", "norm")):
+            kinds.setdefault(kind, []).append(step)
+    return {kind: geometric_mean(found) for kind, found in kinds.items()}
 
 
 def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:
