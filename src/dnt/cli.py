@@ -162,4 +162,8 @@ def complain(message: object, status: int) -> int:
 
 
 def entry() -> None:
-    sys.exit(main())
+    """`dnt` in a shell."""
+    status = main()
+    if status and (parallel := sys.modules.get("dnt.parallel")):
+        parallel.leave(status)
+    sys.exit(status)

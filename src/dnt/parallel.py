@@ -99,6 +99,14 @@ def watched(children: list[subprocess.Popen[bytes]], message: Callable[[str], st
         over.set()
 
 
+def leave(status: int) -> None:
+    """End a process whose company is gone now: torn down in order, the threads that spoke with it may abort."""
+    if torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def kill(children: list[subprocess.Popen[bytes]]) -> None:
     for child in children:
         child.kill()

@@ -22,8 +22,8 @@ needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch.compile nee
 
 # Train like `dnt train`, but process RANK sends itself SIGNAL when it has done STEP steps
 SIGNALLED = """
-import os, signal, sys
-from dnt.cli import main
+import os, signal
+from dnt.cli import entry
 from dnt.loop import Loop
 
 real = Loop.train_step
@@ -34,7 +34,7 @@ def train_step(self):
         os.kill(os.getpid(), signal.{name})
 
 Loop.train_step = train_step
-sys.exit(main(sys.argv[1:]))
+entry()
 """
 SETTING = [
     *TINY,
@@ -231,3 +231,15 @@ def test_an_evaluation_reads_the_tokens_it_is_told_to(workplace):
         parts = [(tokens[i : i + 16], tokens[i + 1 : i + 17]) for i in range(0, expected, 16)]
         total = sum(model.loss(x[None, : len(y)], y[None]).item() * len(y) for x, y in parts)
         assert run.end["test"] == pytest.approx(total / expected, rel=1e-5)
+
+
+def test_a_failure_among_several_keeps_its_status_if_the_end_of_the_process_would_abort(tmp_path):
+    program = f"""
+import atexit, os, torch
+from dnt.parallel import leave
+leave(3)  # alone it returns
+torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1)
+atexit.register(os.abort)
+leave(2)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 2
