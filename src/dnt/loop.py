@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram, histogram
@@ -19,6 +20,7 @@ from dnt.nn.calibrate import calibrate, matrices, relative_steps
 from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
+from dnt.optim.equilibrium import equilibrium_step
 from dnt.optim.msgdw import MSGDW
 from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, rebound, whole
@@ -64,6 +66,8 @@ class Loop:
         # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        names = {p: name for name, p in model.named_parameters()}
+        self.rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
         self.held_out = {name: getattr(data, name).beginning(settings.eval_tokens) for name in ("validation", "test")}
         self.scales = self.calibrated(optimizer) if settings.calibrate else {}
         model.recompute = settings.recompute
@@ -80,7 +84,7 @@ class Loop:
         self.board: Any = SummaryWriter(str(run.path / "tensorboard")) if fabric.is_global_zero else nullcontext()
         self.step = 0  # steps done
         self.elapsed = 0.0  # seconds spent in them
-        self.recent: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of steps not yet logged
+        self.recent: list[tuple[Tensor, Tensor, float]] = []  # of steps not yet logged: loss, gradient norm, its bound
         self.recent_from = 0.0  # clock when the first timed of them began
         self.untimed = int(compiled)  # of them: a process compiles in its first step
         self.peak_memory = 0  # of processes before this one
@@ -153,12 +157,16 @@ class Loop:
         if self.fabric.is_global_zero:
             self.run.end_checkpoint(self.step)
 
+    def begin(self) -> dict[str, float]:
+        """What is known before the first step, into the log; the relative steps, if mSGDW takes them."""
+        rows = [{"event": "calibration", "step": 0, "scales": self.scales}] if self.scales else []
+        found = self.relative_steps()
+        self.record(*rows, self.gradients(), *found)
+        return found[0]["steps"] if found and "momentum" in self.optimizer.param_groups[0] else {}
+
     def run_to_end(self, stopping: Callable[[], bool], show: Callable[[int, float, float], None]) -> None:
         """All remaining steps with their logging, evaluations and checkpoints, then the final row."""
         steps = self.settings.steps
-        if self.step == 0:
-            rows = [{"event": "calibration", "step": 0, "scales": self.scales}] if self.scales else []
-            self.record(*rows, self.gradients(), *self.relative_steps())
         self.model.train()
         with closing(ahead(self.remaining())) as self.batches:
             while self.step < steps:
@@ -225,12 +233,12 @@ class Loop:
                 loss = self.objective(*self.fabric.to_device([t[i :: self.accumulate] for t in mine]))
                 self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
-        bound = settings.clip or math.inf
+        bound = self.clip_bound()
         norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
         assert norm is not None
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.recent.append((torch.stack(losses).mean(), whole(norm)))
+        self.recent.append((torch.stack(losses).mean(), whole(norm), bound))
         self.step += 1
         if self.average:
             # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
@@ -239,6 +247,16 @@ class Loop:
         if len(self.recent) == self.untimed:
             float(losses[-1])  # waits for a GPU
             self.recent_from = time.perf_counter()
+
+    def clip_bound(self) -> float:
+        """On the global gradient norm; of two the smaller. Infinite for none."""
+        bound = self.settings.clip or math.inf
+        group = self.optimizer.param_groups[0]
+        if self.settings.clip_equilibrium and group["lr"]:
+            norm = whole(get_total_norm([p.detach() for p in self.model.parameters() if p.ndim >= 2]))
+            step = equilibrium_step(group["lr"], group["weight_decay"], group.get("momentum", 0.0))
+            bound = min(bound, self.settings.clip_equilibrium * step / group["lr"] * float(norm))
+        return bound
 
     def averages_and_weights(self) -> tuple[list[Tensor], list[Tensor]]:
         """This process's parts of both, in the same order."""
@@ -267,8 +285,8 @@ class Loop:
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
-        means = self.fabric.all_reduce(torch.stack([loss for loss, _ in self.recent]), reduce_op="mean")
-        losses, norms = means.tolist(), torch.stack([norm for _, norm in self.recent]).tolist()  # waits for a GPU
+        means = self.fabric.all_reduce(torch.stack([loss for loss, _, _ in self.recent]), reduce_op="mean")
+        losses, norms = means.tolist(), torch.stack([norm for _, norm, _ in self.recent]).tolist()  # waits for a GPU
         seconds = time.perf_counter() - self.recent_from
         self.elapsed += seconds
         if self.settings.precision == "16-mixed":
@@ -283,7 +301,7 @@ class Loop:
             "lr": self.optimizer.param_groups[0]["lr"],
             self.speed: units / seconds,
         }
-        clipped = sum(norm > self.settings.clip > 0 for norm in norms)
+        clipped = sum(norm > bound for norm, (_, _, bound) in zip(norms, self.recent, strict=True))
         counts = {"elapsed": self.elapsed, "count": len(losses), "clipped": clipped}
         self.record(
             {"event": "train", "step": self.step} | row | counts,
@@ -338,7 +356,7 @@ class Loop:
         """The log row of how far a step at the peak rate would turn each matrix; none under fsdp."""
         if self.sharded:
             return []
-        found = relative_steps(self.model, [self.held_batch()], self.base_rates[0])
+        found = relative_steps(self.model, [self.held_batch()], self.base_rates[0], self.rates)
         return [{"event": "relative_steps", "step": self.step, "steps": found}]
 
     @torch.no_grad()

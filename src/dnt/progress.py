@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dnt.optim.kinds import by_kind
 from dnt.runs import Run
 
 
@@ -20,6 +21,12 @@ def announcement(config: dict[str, Any]) -> str:
     unit = "tokens" if "tokens" in data else "images"
     text = f"{data['name']} ({data[unit]['train']:,} {unit}, sha256 {data['sha256'][:12]})"
     return f"{text}, {training['precision']}, {machine['device']}{company}"
+
+
+def describe_steps(steps: dict[str, float]) -> str:
+    """By how much of itself a first step moves each kind of parameter, in one line."""
+    found = [f"{kind} {share:.2g}" for kind, share in by_kind(steps).items()]
+    return f"relative step at the peak rate: {', '.join(found)}"
 
 
 @contextmanager

@@ -7,7 +7,8 @@ Language models on OpenWebText, owt-...
     from nanoGPT      its GPT-2 run, the paper's baseline: data and split, 480 sequences of 1024 tokens a step, 600,000
                       steps, 2000 of warm-up, floor 0.1, clipping at 1.0, decay 0.1, LayerNorm without biases in
                       "pre-ln", the vocabulary padded to 50304
-    ours              mSGDW's decay 1e-4, and at 774M and 1.4B the rates of 124M: not known, to be tuned
+    ours              mSGDW's decay 1e-4, and at 774M and 1.4B the rates of 124M: not known, to be tuned;
+                      msgdw-calibrated, with what won at 0.8M parameters (docs/calibration.md): not tried at this size
 
 Classifiers on ImageNet-1k, imagenet-...
 
@@ -33,7 +34,7 @@ from itertools import product
 from operator import or_
 from typing import Any
 
-from dnt.settings import TrainSettings
+from dnt.settings import VARIATIONS, TrainSettings
 
 Rows = dict[str, dict[str, Any]]
 
@@ -51,6 +52,10 @@ GPT_OPTIMIZERS: Rows = {
     "adamw": {"optimizer": "adamw", "lr": 6e-4, "weight_decay": 0.1, "betas": (0.9, 0.95)},
     "msgdw": {"optimizer": "msgdw", "lr": 1.0, "weight_decay": 1e-4, "momentum": 0.9},
     "msgdw-averaged": {"optimizer": "msgdw", "lr": 0.1, "weight_decay": 1e-4, "momentum": 0.9},
+}
+
+CALIBRATED: Rows = {
+    "msgdw-calibrated": {"optimizer": "msgdw", "lr": 0.3, "weight_decay": 1e-3 / 0.3} | VARIATIONS["calibrated"]
 }
 
 EPOCH = 1251  # steps
@@ -82,5 +87,7 @@ def crossed(task: str, shared: dict[str, Any], *axes: Rows) -> dict[str, TrainSe
 
 RECIPES: dict[str, TrainSettings] = {
     **crossed("owt", OPENWEBTEXT, GPTS, GPT_PLACEMENTS, GPT_OPTIMIZERS),
+    **crossed("owt", OPENWEBTEXT, GPTS, {"dnt": GPT_PLACEMENTS["dnt"]}, CALIBRATED),
     **crossed("imagenet", IMAGENET, VITS, VIT_PLACEMENTS, VIT_OPTIMIZERS),
+    **crossed("imagenet", IMAGENET, VITS, {"dnt": VIT_PLACEMENTS["dnt"]}, CALIBRATED),
 }

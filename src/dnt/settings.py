@@ -18,7 +18,7 @@ PRECISIONS = {  # as Fabric calls them
 STRATEGIES = ("ddp", "fsdp")
 LEAST = {
     **{"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0},
-    **{"floor": 0, "calibrate": 0, "accumulate": 1, "devices": 1, "nodes": 1},
+    **{"clip_equilibrium": 0, "floor": 0, "calibrate": 0, "accumulate": 1, "devices": 1, "nodes": 1},
 }
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
@@ -31,6 +31,10 @@ OF_OPTIMIZERS = (
     "adamw_lr",
 )  # nothing to an optimizer that does not take them
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
+VARIATIONS: dict[str, dict[str, Any]] = {  # of the recipe, by name
+    # what brings mSGDW to AdamW on a short schedule (docs/calibration.md)
+    "calibrated": {"calibrate": 0.01, "bound": 0.03, "nesterov": True, "embedding_rate": 3.0, "gain_rate": 10.0}
+}
 FIXED = (  # in a comparison: what else is varied leaves the losses comparable
     *("data", "model", "tokenizer", "column", "image_size", "augment", "context", "vocab_multiple", "betas"),
     *("precision", "compile", "eval_every", "eval_tokens", "checkpoint_every", *HOW),
@@ -52,6 +56,8 @@ class FitSettings:
     """where the schedule ends, as a share of the learning rate"""
     clip: float = 1.0
     """bound on the global gradient norm; 0 for none"""
+    clip_equilibrium: float = 0.0
+    """likewise, as a multiple of (1 - momentum) sqrt(2 weight_decay / lr) times the norm of the weights; 0 for none"""
     calibrate: float = 0.0
     """under mSGDW: first scale what QKNorm or MidNorm hides so that a step is this share of each matrix; 0 for none"""
     ema: float = 0.0
@@ -151,6 +157,16 @@ class Recipe(FitSettings):
     """likewise"""
     bound: float = 0.0
     """likewise: no step moves a matrix by more than this share of its norm; 0 for none"""
+    embedding_rate: float = 1.0
+    """learning rate of the embeddings and the class token, as a multiple of lr; a tied head is the embedding"""
+    position_rate: float | None = None
+    """likewise of learned positions; the embeddings' if not given"""
+    head_rate: float = 1.0
+    """likewise of a head that is not tied"""
+    gain_rate: float = 1.0
+    """likewise of the norms' gains, and of the blocks' biases"""
+    equilibrium: float = 0.0
+    """under mSGDW: in place of weight_decay, the share of a hidden matrix at which its step settles; 0 for none"""
     betas: tuple[float, float] = (0.9, 0.95)
     """adamw and msgdw-adamw"""
     adamw_lr: float = 3e-3
@@ -192,8 +208,6 @@ class TrainSettings(Recipe):
     """learning rate; the optimizer's default if not given (see dnt list)"""
     weight_decay: float | None = None
     """likewise"""
-    equilibrium: float = 0.0
-    """under mSGDW: in place of weight_decay, the share of a hidden matrix at which its step settles; 0 for none"""
     seed: int = 0
     """of the initial weights, the order of the data, and dropout"""
     out: str | None = None
@@ -231,7 +245,8 @@ class Cells(Recipe):
     vary: tuple[str, ...] = ()
     """KEY=VALUE[,VALUE...] of fields of the recipe: every cell again with each value alone, e.g. clip=0 momentum=0.95
 
-    Joined by + they are varied together: calibrate=0.01+clip=0. A batch_size changes the steps so that all runs read
+    Joined by + they are varied together, in the cells to which all say something: calibrate=0.01+clip=0.
+    "calibrated" stands for the recipe of docs/calibration.md. A batch_size changes the steps so that all runs read
     equally much.
     """
     seeds: tuple[int, ...] = (0,)
@@ -247,10 +262,11 @@ class Cells(Recipe):
 class CompareSettings(Cells):
     """Train every placement with every optimizer, learning rate and seed on the same data.
 
-    Finished runs are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer
-    or PLACEMENT/OPTIMIZER (the closer one counts); several values make a grid.
+    Finished runs are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer,
+    PLACEMENT/OPTIMIZER or "calibrated" (the closest counts); several values make a grid.
     """
 
+    vary: tuple[str, ...] = ("calibrated",)
     lr: tuple[str, ...] = ()
     """e.g. adamw=1e-3,3e-3 dnt/msgdw=0.3"""
     weight_decay: tuple[str, ...] = ()

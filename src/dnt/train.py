@@ -28,7 +28,7 @@ from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.mixed import Mixed
 from dnt.parallel import process_lost, shard, watched
-from dnt.progress import announcement, progress_bar
+from dnt.progress import announcement, describe_steps, progress_bar
 from dnt.runs import Run
 from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model
@@ -118,6 +118,8 @@ def fit(
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
     check_combination(settings, precision)
+    if settings.clip_equilibrium and not optimizer.param_groups[0].get("weight_decay"):
+        raise ValueError("clip_equilibrium bounds the gradient by the weight decay, which is 0; give one.")
     check_machine(settings, precision)
     run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     fabric = make_fabric(settings, precision)
@@ -159,6 +161,8 @@ def fit(
                 stop_requested() as stopping,
                 progress_bar(run, settings.steps, data.unit, show_here) as show,
             ):
+                if loop.step == 0 and (steps := loop.begin()) and show_here:
+                    print(describe_steps(steps), file=sys.stderr, flush=True)
                 loop.run_to_end(stopping, show)
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"{str(error).splitlines()[0]} {run.last_good}.") from error

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import dnt
+from dnt.cli import main
 from dnt.nn.calibrate import matrices, relative_steps
-from tests.conftest import OPTIONS, tiny_model, tiny_msgdw
+from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
 PARTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.1", "mlp.2")
 
@@ -168,3 +169,43 @@ def test_nothing_is_calibrated_where_nothing_is_blind_or_adamw_steps(workplace):
 
 def adamw(one):
     return torch.optim.AdamW(one.parameters(), lr=1e-3)
+
+
+def test_a_gradient_is_clipped_at_its_equilibrium(workplace):
+    """Of the formula, in the log of a run: how many gradients were above (1 - mu) sqrt(2 wd / lr) ||w||."""
+    one = tiny_model()
+    optimizer = dnt.MSGDW(dnt.param_groups(one, weight_decay=0.3), lr=0.1)
+    at_start = 0.1 * (2 * 0.3 / 0.1) ** 0.5 * norm_of(one)
+    data, options = dnt.prepare("words.txt", context=16), OPTIONS | {"schedule": "constant", "warmup": 0, "clip": 0}
+    free = dnt.fit(one, data, optimizer, out="free", **options | {"steps": 1})
+    (row,) = free.rows("train")
+    for share, clipped in ((1.001, 0), (0.999, 1)):
+        again = tiny_model()
+        optimizer = dnt.MSGDW(dnt.param_groups(again, weight_decay=0.3), lr=0.1)
+        run = dnt.fit(
+            again,
+            data,
+            optimizer,
+            out=f"{share}",
+            clip_equilibrium=share * row["grad_norm"] / at_start,
+            **options | {"steps": 1},
+        )
+        assert run.rows("train")[0]["clipped"] == clipped
+
+
+def norm_of(one):
+    return float(torch.cat([p.detach().flatten() for p in one.parameters() if p.ndim >= 2]).norm())
+
+
+def test_to_clip_at_the_equilibrium_takes_a_decay(workplace):
+    one = tiny_model()
+    with pytest.raises(ValueError, match="clip_equilibrium bounds the gradient by the weight decay, which is 0"):
+        dnt.fit(one, dnt.prepare("words.txt", context=16), dnt.MSGDW(one.parameters(), lr=0.1), clip_equilibrium=1.0)
+
+
+def test_training_says_how_far_each_kind_of_parameter_is_moved(workplace, capsys):
+    assert main(["train", *TINY, "--data", "words.txt", "--steps", "2", "--calibrate", "0.01", "--out", "run"]) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("relative step")]
+    found = dict(part.rsplit(" ", 1) for part in line.partition(": ")[2].split(", "))
+    assert list(found) == [*PARTS, "tokens", "positions", "gains"]
+    assert all(float(found[part]) == pytest.approx(0.01, rel=0.5) for part in PARTS)

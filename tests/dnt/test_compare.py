@@ -25,14 +25,18 @@ COMPARE = ["compare", "--data", "words.txt", *TINY, "--steps", "12", "--eval-eve
 def rates(**fields) -> dict[str, list[float]]:
     cells: dict[str, list[float]] = {}
     for cell in grid(CompareSettings(**fields)):
-        cells.setdefault(f"{cell.placement}/{cell.optimizer}", []).append(cell.lr)
+        key = "calibrated" if cell.calibrate else f"{cell.placement}/{cell.optimizer}"
+        cells.setdefault(key, []).append(cell.lr)
     return cells
 
 
 def test_learning_rates_go_to_the_closest_key_and_what_is_given_beats_the_default():
     given = rates(lr=("adamw=1e-3", "msgdw=0.1,0.3", "dnt/msgdw=1"))
-    assert given == {"pre-ln/adamw": [1e-3], "pre-ln/msgdw": [0.1, 0.3], "dnt/adamw": [1e-3], "dnt/msgdw": [1.0]}
+    others = {"pre-ln/adamw": [1e-3], "pre-ln/msgdw": [0.1, 0.3], "dnt/adamw": [1e-3], "dnt/msgdw": [1.0]}
+    assert given == others | {"calibrated": [1.0]}
+    assert rates(lr=("calibrated=0.1,0.3",))["calibrated"] == [0.1, 0.3]
     assert all(len(default) == 1 for default in rates().values())
+    assert rates()["calibrated"] != rates()["dnt/msgdw"]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,9 @@ def test_a_grid_that_cannot_be_run_is_named(fields, message):
 def test_a_grid_holds_every_combination_once():
     settings = CompareSettings(seeds=(0, 1), lr=("msgdw=0.1,0.3",), weight_decay=("msgdw=0,1e-4",))
     names = [run_name(cell, settings) for cell in grid(settings)]
-    assert len(names) == len(set(names)) == 2 * 2 * (1 + 4)
+    assert len(names) == len(set(names)) == 2 * (2 * 1 + 3 * 4), (
+        "seeds x (AdamW's cells + mSGDW's, one of them calibrated)"
+    )
     assert "dnt-msgdw-lr0.3-wd0-seed1" in names
 
 
@@ -98,12 +104,13 @@ def test_the_main_job_from_the_command_line(workplace, capfd):
         assert words in out
     comparison = Comparison(Path("cmp"))
     assert [cell.name for cell in comparison.cells] == [
-        "pre-ln + adamw", "pre-ln + msgdw", "dnt + adamw", "dnt + msgdw"
+        "pre-ln + adamw", "pre-ln + msgdw", "dnt + adamw", "dnt + msgdw", "dnt + msgdw, calibrated"
     ]  # fmt: skip
     runs = [run for cell in comparison.cells for run in cell.best.runs]
     configs = [run.config for run in runs]
     for section in ("data", "training", "machine"):
-        assert all(config[section] == configs[0][section] for config in configs), f"{section} is the same for all"
+        same = {name: value for name, value in configs[0][section].items() if name != "calibrate"}
+        assert all(config[section].items() >= same.items() for config in configs), f"{section} is the same for all"
     states = {
         cell.name: cell.best.average("state_bytes") / cell.best.average("parameters") for cell in comparison.cells
     }
@@ -116,13 +123,13 @@ def test_the_main_job_from_the_command_line(workplace, capfd):
     assert configs[0]["data"]["sha256"] in page and comparison.verdict.replace("&", "&amp;") in page
     markup = re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert not re.findall(r"(?:src|href)=", markup), "self-contained"
-    assert page.count('class="plotly-graph-div"') == 6 and "Loss by token frequency" in page
+    assert page.count('class="plotly-graph-div"') == 7 and "Loss by token frequency" in page
 
     # a finished cell is not run again, and the same command writes the same page
     before = {run.path: (run.path / "log.jsonl").stat().st_mtime_ns for run in runs}
     assert main(COMPARE) == 0
     assert before == {run.path: (run.path / "log.jsonl").stat().st_mtime_ns for run in runs}
-    assert "[1/4]" not in capfd.readouterr().err
+    assert "[1/5]" not in capfd.readouterr().err
 
     # another recipe does not mix with these cells
     assert main([*COMPARE, "--precision", "bf16-mixed"]) == 2

@@ -236,6 +236,49 @@ class Both:
             one.step()
 
 
+@pytest.mark.parametrize("optimizer", ["msgdw", "adamw"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_kind_of_parameter_has_its_own_rate(tied, optimizer):
+    model = tiny_model(tie_embeddings=tied, bias=True)
+    rates = {"embedding": 3.0, "position": 0.5, "gain": 10.0} | ({} if tied else {"head": 0.0})
+    options = {"lr": 0.2, "weight_decay": 0.01} | {f"{kind}_rate": rate for kind, rate in rates.items()}
+    groups = build_optimizer(optimizer, model, options).param_groups
+    grouped = [p for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped)) and set(grouped) == set(model.parameters())
+    names = {p: name for name, p in model.named_parameters()}
+    found = {names[p]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    ends = {"tokens.weight": 3.0, "positions.weight": 0.5, "head.weight": 0.0}
+    for name, (lr, decay) in found.items():
+        vector = name.endswith(("bias", "norm.weight", "pre.weight", "mid.weight"))
+        expected = 10.0 if vector else ends.get(name, 1.0)
+        assert lr == pytest.approx(0.2 * expected) and decay == (0 if vector else 0.01), name
+    assert names[groups[0]["params"][0]].startswith("blocks."), "the first group says lr"
+
+
+def test_a_vit_has_rates_too():
+    vit = dnt.ViT(dnt.ViTConfig(image_size=8, patch_size=4, channels=1, classes=3, depth=1, dim=12, heads=2))
+    groups = build_optimizer("msgdw", vit, {"lr": 1.0, "embedding_rate": 2.0, "head_rate": 3.0}).param_groups
+    rate = {p: group["lr"] for group in groups for p in group["params"]}
+    inputs = {*vit.patches.parameters(), vit.class_token.weight, vit.positions.weight}
+    assert {p for p in rate if rate[p] == 2.0} == inputs, "positions too, unless they have their own"
+    assert {p for p in rate if rate[p] == 3.0} == {*vit.head.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "options", "message"),
+    [
+        ("msgdw", {}, {"gain_rate": -1.0}, "gain_rate is -1.0; it must be at least 0."),
+        ("msgdw", {}, {"head_rate": 2.0}, "head_rate is 2.0, but this model has no head parameters"),
+        ("adamw", {"positions": "rope"}, {"position_rate": 2.0}, "this model has no position parameters"),
+        ("msgdw-adamw", {}, {"gain_rate": 2.0, "head_rate": 2.0}, "drop --head-rate, --gain-rate."),
+    ],
+)
+def test_rates_that_say_nothing_are_refused(name, fields, options, message):
+    with pytest.raises(ValueError) as error:
+        build_optimizer(name, tiny_model(**fields), options)
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_msgdw_adamw_equals_the_two_optimizers_stepped_by_hand(tied):
     model, slow = (tiny_model(tie_embeddings=tied) for _ in range(2))

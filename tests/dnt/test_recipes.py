@@ -26,27 +26,28 @@ CUT_IMAGES = ["--data", "digits", "--image-size", "8", "--patch-size", "2", "--e
 
 def test_there_is_a_recipe_for_every_run_of_the_paper_and_both_readings_of_its_rate():
     shapes = {"124m": (12, 768, 12), "774m": (36, 1280, 20), "1.4b": (48, 1536, 24)}
-    assert len(OWT) == 3 * 2 * 3 and len(IMAGENET) == 2 * 2 * 3 and len(RECIPES) == len(OWT) + len(IMAGENET)
+    assert len(OWT) == 3 * (2 * 3 + 1) and len(IMAGENET) == 2 * (2 * 3 + 1) and len(RECIPES) == len(OWT) + len(IMAGENET)
     for name in OWT:
         recipe = RECIPES[name]
         _, size, rest = name.split("-", 2)
         config = recipe.model_config(recipe.placement, vocab_size=50257)
         assert (config.depth, config.dim, config.heads) == shapes[size] and config.vocab_size == 50304
         assert rest.startswith(recipe.placement) and recipe.optimizer in rest
-        rates = {"adamw": 6e-4, "msgdw": 1.0, "averaged": 0.1}
+        rates = {"adamw": 6e-4, "msgdw": 1.0, "averaged": 0.1, "calibrated": 0.3}
         assert recipe.lr == rates[rest.split("-")[-1]] and recipe.momentum == 0.9 and recipe.data == "owt"
 
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_a_recipe_of_imagenet_is_the_papers_where_it_says_something_and_deits_elsewhere(name):
     recipe = RECIPES[name]
+    rates = {"adamw": 1e-3, "msgdw": 0.5, "averaged": 0.05, "calibrated": 0.3}
     _, size, rest = name.split("-", 2)
     patch, depth, dim = {"l": (16, 24, 1024), "h": (14, 32, 1280)}[size]
     config = recipe.model_config(recipe.placement, classes=1000, channels=3, image_size=recipe.image_size)
     assert (config.patch_size, config.depth, config.dim, config.heads) == (patch, depth, dim, 16)
     assert (config.image_size, config.pool, config.positions, config.norm_eps) == (224, "cls", "learned", 1e-6)
     assert rest.startswith(recipe.placement) and recipe.optimizer in rest
-    assert recipe.lr == {"adamw": 1e-3, "msgdw": 0.5, "averaged": 0.05}[rest.split("-")[-1]] and recipe.momentum == 0.9
+    assert recipe.lr == rates[rest.split("-")[-1]] and recipe.momentum == 0.9
     assert (recipe.schedule, recipe.precision, recipe.data) == ("cosine", "bf16-mixed", "ILSVRC/imagenet-1k")
     epoch = 1_281_167 // recipe.batch_size
     assert recipe.steps == 300 * epoch and recipe.warmup == 5 * epoch

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import dnt
 from dnt.cli import main
 from dnt.experiments import queue, tune
 from dnt.experiments.cells import cells_of, name_of, values_to_try
+from dnt.experiments.compare import grid
 from dnt.files import read_json, write_json
 from dnt.report.cells import Cell, Setting, labels
 from dnt.report.summary import Comparison, Interval, paired
@@ -154,7 +156,7 @@ def test_variations_are_each_value_alone_at_equal_tokens():
     assert "pre-ln-msgdw-batch_size16" in names
 
 
-def test_fields_joined_by_plus_vary_together_where_they_say_something():
+def test_fields_joined_by_plus_vary_together_where_all_say_something():
     settings = CompareSettings(vary=("calibrate=0.01", "calibrate=0.01,0.03+clip=0"), steps=400, warmup=40)
     assert list(values_to_try(settings))[1:] == [
         {"calibrate": 0.01},
@@ -163,9 +165,32 @@ def test_fields_joined_by_plus_vary_together_where_they_say_something():
     ]
     names = [name_of(cell, settings) for cell in cells_of(settings)]
     assert {"dnt-msgdw-calibrate0.01", "dnt-msgdw-clip0-calibrate0.03"} <= set(names)
-    assert sorted(name for name in names if "pre-ln" in name or "adamw" in name) == [
-        *("dnt-adamw", "dnt-adamw-clip0", "pre-ln-adamw", "pre-ln-adamw-clip0", "pre-ln-msgdw", "pre-ln-msgdw-clip0")
-    ], "nothing is hidden in pre-ln, and AdamW does not step along the gradient"
+    others = sorted(name for name in names if "pre-ln" in name or "adamw" in name)
+    assert others == ["dnt-adamw", "pre-ln-adamw", "pre-ln-msgdw"], "it says something to dnt + msgdw alone"
+
+
+def test_a_variation_that_has_a_name_may_go_with_others():
+    settings = CompareSettings(vary=("calibrated", "calibrated+clip=0"), placements=("dnt",), optimizers=("msgdw",))
+    _, calibrated, unclipped = cells_of(settings)
+    assert (calibrated.calibrate, calibrated.bound, calibrated.nesterov, calibrated.gain_rate) == (0.01, 0.03, True, 10)
+    assert unclipped == replace(calibrated, clip=0.0)
+    both = replace(settings, optimizers=("msgdw", "msgdw-adamw"), placements=("pre-ln", "dnt"), vary=("calibrated",))
+    assert len(cells_of(both)) == 5, "a mixture has rates of its own, and nothing is hidden in pre-ln"
+
+
+def test_with_an_equilibrium_every_decay_is_the_one_it_asks_for():
+    settings = CompareSettings(
+        vary=("equilibrium=0.01",),
+        placements=("dnt",),
+        lr=("adamw=0.01", "msgdw=0.1,0.2"),
+        weight_decay=("msgdw=0,1e-4",),
+    )
+    runs = grid(settings)
+    assert len(runs) == 1 + 4 + 2
+    decays = {run.lr: run.weight_decay for run in runs if run.equilibrium}
+    assert decays == {lr: pytest.approx(0.1**2 / (2 * lr)) for lr in (0.1, 0.2)}
+    everywhere = grid(replace(settings, vary=(), equilibrium=0.01))
+    assert [run.weight_decay for run in everywhere if run.optimizer == "adamw"] == [0.1], "AdamW has its own"
 
 
 def test_a_study_from_the_command_line_and_its_page(workplace, cells_here, capfd):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -21,8 +21,9 @@ from dnt.interrupt import on_stop_signals
 from dnt.listing import definitions, options_of
 from dnt.lookup import lookup
 from dnt.nn.placement import PLACEMENTS
+from dnt.optim.equilibrium import equilibrium_decay
 from dnt.runs import EXPERIMENT, Run
-from dnt.settings import FIXED, HOW, OF_OPTIMIZERS, Cells, Recipe, TrainSettings
+from dnt.settings import FIXED, HOW, OF_OPTIMIZERS, VARIATIONS, Cells, Recipe, TrainSettings
 
 STDERR = 2  # where the output of a run goes: it is progress, the result is the table
 IN_STEPS = ("steps", "warmup", "eval_every", "checkpoint_every")  # what a larger batch divides
@@ -49,8 +50,8 @@ def cells_of(settings: Cells) -> list[TrainSettings]:
     for variation in values_to_try(settings):
         for placement, optimizer in product(settings.placements, settings.optimizers):
             takes = options_of(lookup(optimizers, optimizer, "optimizer"))
-            heard = {name: value for name, value in variation.items() if says_something(name, placement, takes)}
-            cells[checked(TrainSettings(**shared | heard, placement=placement, optimizer=optimizer))] = None
+            if all(says_something(name, placement, takes) for name in variation):
+                cells[checked(TrainSettings(**shared | variation, placement=placement, optimizer=optimizer))] = None
     return list(cells)
 
 
@@ -58,7 +59,18 @@ def says_something(name: str, placement: str, takes: set[str]) -> bool:
     """Whether a field changes what a cell trains; `takes`: what its optimizer can be told."""
     if name == "calibrate":
         return "momentum" in takes and lookup(PLACEMENTS, placement, "placement").hides
+    if name == "equilibrium":
+        return "momentum" in takes
+    if name.endswith("_rate"):
+        return "adamw_lr" not in takes
     return name not in OF_OPTIMIZERS or name in takes
+
+
+def at_rate(cell: TrainSettings, lr: float, weight_decay: float, seed: int) -> TrainSettings:
+    """A run of the cell; with the decay that its equilibrium asks for, if it has one."""
+    if cell.equilibrium and "momentum" in options_of(definitions("optim/factory.py", "OPTIMIZERS")[cell.optimizer]):
+        weight_decay = equilibrium_decay(cell.equilibrium, lr, cell.momentum)
+    return replace(cell, lr=lr, weight_decay=weight_decay, seed=seed)
 
 
 def checked(cell: TrainSettings) -> TrainSettings:
@@ -75,8 +87,11 @@ def values_to_try(settings: Cells) -> Iterator[dict[str, Any]]:
     types = get_type_hints(Recipe)
     free = {field.name: types[field.name] for field in fields(Recipe) if field.name not in FIXED}
     for entry in settings.vary:
-        joined = []
+        joined: list[list[tuple[str, Any]]] = []
         for part in entry.split("+"):
+            if part in VARIATIONS:
+                joined += [[choice] for choice in VARIATIONS[part].items()]
+                continue
             key, _, values = part.partition("=")
             name = key.replace("-", "_")
             kind = lookup(free, name, "field in --vary")
@@ -84,7 +99,7 @@ def values_to_try(settings: Cells) -> Iterator[dict[str, Any]]:
         for together in product(*joined):
             changed = dict(together)
             steps = equal_tokens(settings, changed["batch_size"]) if "batch_size" in changed else {}
-            yield steps | changed
+            yield changed | steps
 
 
 def parsed(value: str, kind: Any, entry: str) -> Any:

@@ -1,21 +1,20 @@
 """Placements x optimizers x learning rates x seeds: one run folder each, one table, one page. No torch here."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dnt.experiments.cells import alone, cells_of, prepared, recipe, run_cell, run_name, settled
+from dnt.experiments.cells import alone, at_rate, cells_of, prepared, recipe, run_cell, run_name, settled
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
 from dnt.settings import CompareSettings, Recipe, TrainSettings
 
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md),
 # and for the mixture, which was not swept, those of its parts.
-LEARNING_RATES = {"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1]}
-WEIGHT_DECAYS = {"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4]}
+LEARNING_RATES = {"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1], "calibrated": [0.3]}
+WEIGHT_DECAYS = {"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4], "calibrated": [3e-3]}
 
 
 def compare(settings: CompareSettings | None = None, **options: Any) -> Comparison:
@@ -24,7 +23,7 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     A cell that diverges counts as finished, with its loss infinite.
     """
     settings = replace(settings or CompareSettings(), **options)
-    cells = list(grid(settings))
+    cells = grid(settings)
     folder = Path(settings.out or f"runs/compare-{settings.data_name}")
     held = settled(folder, settings, prepared(settings, folder))["held"]
     if not settings.lr and recipe(settings) != asdict(Recipe()):
@@ -42,22 +41,26 @@ def compare(settings: CompareSettings | None = None, **options: Any) -> Comparis
     return Comparison(folder)
 
 
-def grid(settings: CompareSettings) -> Iterator[TrainSettings]:
+def grid(settings: CompareSettings) -> list[TrainSettings]:
     """The settings of every run."""
     cells = cells_of(settings)
     rates = numbers_by_key(settings.lr, settings, "lr")
     decays = numbers_by_key(settings.weight_decay, settings, "weight-decay")
+    runs: dict[TrainSettings, None] = {}  # each once: with an equilibrium all decays are one
     for cell, seed in product(cells, settings.seeds):
-        keys = (f"{cell.placement}/{cell.optimizer}", cell.optimizer)  # the closer one first
+        closest = ("calibrated",) if cell.calibrate else ()
+        keys = (*closest, f"{cell.placement}/{cell.optimizer}", cell.optimizer)
         for lr, decay in product(
             chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
         ):
-            yield replace(cell, seed=seed, lr=lr, weight_decay=decay)
+            runs[at_rate(cell, lr, decay, seed)] = None
+    return list(runs)
 
 
 def numbers_by_key(entries: tuple[str, ...], settings: CompareSettings, option: str) -> dict[str, list[float]]:
     """KEY=VALUE[,VALUE...] as a table; ValueError for an entry that is malformed or of no cell."""
     cells = [*settings.optimizers, *("/".join(pair) for pair in product(settings.placements, settings.optimizers))]
+    cells.append("calibrated")
     table = {}
     for entry in entries:
         key, _, numbers = entry.partition("=")

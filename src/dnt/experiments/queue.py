@@ -17,7 +17,7 @@ from statistics import mean
 from threading import Event, Thread
 from typing import Any
 
-from dnt.experiments.cells import LOOK_AGAIN, alone, name_of, run_cell, run_name, settled
+from dnt.experiments.cells import LOOK_AGAIN, alone, at_rate, name_of, run_cell, run_name, settled
 from dnt.extras import extra
 from dnt.redact import redacted
 from dnt.runs import Run
@@ -35,7 +35,6 @@ class Trial:
     """A cell with its rate, decay and seed, and the folder it runs in."""
 
     cell: TrainSettings
-    step_decay: float
     path: Path
 
     @property
@@ -45,7 +44,8 @@ class Trial:
     @property
     def params(self) -> dict[str, Any]:
         """For Optuna's own tables and plots."""
-        return {"lr": self.cell.lr, "lr_x_wd": self.step_decay, "seed": self.cell.seed}
+        step_decay = float(f"{(self.cell.lr or 0) * (self.cell.weight_decay or 0):.9g}")
+        return {"lr": self.cell.lr, "lr_x_wd": step_decay, "seed": self.cell.seed}
 
 
 class Queue:
@@ -86,8 +86,8 @@ class Queue:
 
     def trial(self, cell: TrainSettings, phase: str, point: Point, seed: int) -> Trial:
         lr, decay = point
-        cell = replace(cell, lr=lr, weight_decay=decay / lr, seed=seed, precision=self.precision)
-        return Trial(cell, decay, self.folder / phase / run_name(cell, self.settings))
+        cell = replace(at_rate(cell, lr, decay / lr, seed), precision=self.precision)
+        return Trial(cell, self.folder / phase / run_name(cell, self.settings))
 
     def finish(
         self, points: Mapping[TrainSettings, list[Point]], seeds: Sequence[int], winners: bool = False

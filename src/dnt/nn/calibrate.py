@@ -7,7 +7,7 @@ step of its own, by chance; a scale of sqrt(lr ||g|| / (rho ||W||)) gives all of
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -109,17 +109,20 @@ def calibrate(
     return scales
 
 
-def relative_steps(model: Any, batches: Iterable[Sequence[Tensor]], lr: float) -> dict[str, float]:
+def relative_steps(
+    model: Any, batches: Iterable[Sequence[Tensor]], lr: float, rates: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """lr ||g|| / ||w|| of a first step of plain SGD: of every matrix, q, k and v apart, and every other parameter.
 
-    inf where w is zero. Arguments as for calibrate.
+    inf where w is zero. rates: of parameters whose rate is not lr, by name. Other arguments as for calibrate.
     """
     parts = {matrix.name: matrix.weight for matrix in matrices(model)}
     split = {rows.parameter for rows in parts.values()}
     parts |= {name: Rows(p) for name, p in model.named_parameters() if p not in split}
     found = sizes(model, batches, list(parts.values()))
     return {
-        name: lr * gradient / norm if norm else math.inf for name, (norm, gradient) in zip(parts, found, strict=True)
+        name: (rates or {}).get(name, lr) * gradient / norm if norm else math.inf
+        for name, (norm, gradient) in zip(parts, found, strict=True)
     }
 
 

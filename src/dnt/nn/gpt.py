@@ -45,9 +45,10 @@ class GPT(nn.Module):
         initialize(self, config.depth, config.init_std, config.init)
 
     @property
-    def ends(self) -> list[nn.Module]:
-        """Where tokens enter and predictions leave: embeddings and head."""
-        return [child for child in self.children() if isinstance(child, nn.Embedding | nn.Linear)]
+    def ends(self) -> dict[str, list[nn.Module]]:
+        """Where tokens enter and predictions leave, by kind; a tied head is the embedding."""
+        positions: list[nn.Module] = [self.positions] if self.config.positions == "learned" else []
+        return {"embedding": [self.tokens], "position": positions, "head": [self.head]}
 
     def forward(
         self,

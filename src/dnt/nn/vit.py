@@ -46,10 +46,10 @@ class ViT(nn.Module):
         initialize(self, config.depth, config.init_std, config.init)
 
     @property
-    def ends(self) -> list[nn.Module]:
-        """Where images enter and predictions leave: embeddings, class token and head."""
-        kinds = nn.Conv2d | nn.Conv3d | ClassToken | nn.Embedding | nn.Linear
-        return [child for child in self.children() if isinstance(child, kinds)]
+    def ends(self) -> dict[str, list[nn.Module]]:
+        """Where images enter and predictions leave, by kind."""
+        positions: list[nn.Module] = [self.positions] if self.config.positions == "learned" else []
+        return {"embedding": [self.patches, self.class_token], "position": positions, "head": [self.head]}
 
     def forward(self, images_BCS: Tensor) -> Tensor:
         """images (B, C, H, W), or (B, C, D, H, W) for in_dims=3, float -> scores (B, classes)."""

@@ -12,7 +12,8 @@ from torch import nn
 
 from dnt.lookup import lookup
 from dnt.optim.equilibrium import equilibrium_decay
-from dnt.optim.groups import decay_groups, ends_and_rest, param_groups
+from dnt.optim.groups import decay_groups, ends_and_rest, param_groups, rated_groups
+from dnt.optim.kinds import KINDS
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
 
@@ -53,7 +54,7 @@ def msgdw_adamw(
     adamw_weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> torch.optim.Optimizer:
-    """adamw for embeddings, class token and head, msgdw for all else
+    """adamw for embeddings, positions, class token and head, msgdw for all else
 
     after 2407.07972. The control that tells whether mSGDW lags behind AdamW in the blocks, or at the rare symbols.
     """
@@ -75,12 +76,25 @@ def build_optimizer(name: str, model: nn.Module, options: Mapping[str, Any]) -> 
     """The optimizer `name` over all parameters of the model, of which matrices and embeddings decay.
 
     Of `options` it takes those in its signature that are not None; the others have its defaults. "equilibrium", a
-    relative step, takes the place of the weight decay of one with momentum (dnt.optim.equilibrium).
+    relative step, takes the place of the weight decay of one with momentum (dnt.optim.equilibrium); "embedding_rate",
+    "position_rate", "head_rate" and "gain_rate" are learning rates as multiples of lr.
     """
     factory = lookup(OPTIMIZERS, name, "optimizer")
     members, *known = signature(factory).parameters.values()
     defaults = {option.name: option.default for option in known}
     chosen = defaults | {k: v for k, v in options.items() if k in defaults and v is not None}
-    if (step := options.get("equilibrium")) and "momentum" in chosen:
+    step = options.get("equilibrium")
+    if step and "momentum" in chosen:
         chosen["weight_decay"] = equilibrium_decay(step, chosen["lr"], chosen["momentum"])
-    return factory(model if members.name == "model" else param_groups(model, chosen["weight_decay"]), **chosen)
+    rates = {kind: rate for kind in KINDS if (rate := options.get(f"{kind}_rate", 1.0)) not in (None, 1)}
+    if members.name == "model":
+        if rates:
+            raise ValueError(f"{name} has rates of its own; drop --{'-rate, --'.join(rates)}-rate.")
+        optimizer = factory(model, **chosen)
+    else:
+        groups = rated_groups(model, param_groups(model, chosen["weight_decay"]), chosen["lr"], rates)
+        optimizer = factory(groups, **chosen)
+    for group in optimizer.param_groups if step else ():
+        if "momentum" in group:
+            group["equilibrium"] = step
+    return optimizer

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,9 +12,11 @@ from dnt.files import read_json
 from dnt.lookup import lookup
 from dnt.nn.config import GPT_SIZES, VIT_SIZES
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
+from dnt.optim.kinds import KINDS
 from dnt.runs import EXPERIMENT, Run
-from dnt.settings import FIXED, SHAPE, Recipe
+from dnt.settings import FIXED, SHAPE, VARIATIONS, Recipe
 
+OF_GROUPS = {name: getattr(Recipe, name) for name in (*(f"{kind}_rate" for kind in KINDS), "equilibrium")}
 PACE = ("batch_size", "steps", "warmup")
 PHASES = ("tuning", "winners")  # the folders of a tuned experiment
 MEASURED_ALIKE = ("precision", "compile", "eval_tokens")
@@ -157,7 +159,7 @@ def recipe_of(folder: Path) -> dict[str, Any]:
     held = read_json(folder / EXPERIMENT, "an experiment")["held"]
     size: Any = lookup(GPT_SIZES | VIT_SIZES, held["model"], "model")  # type: ignore[operator]
     shape = {name: getattr(size, name) for name in SHAPE if hasattr(size, name)}
-    return held | {name: value for name, value in shape.items() if held[name] is None}
+    return asdict(Recipe()) | held | {name: value for name, value in shape.items() if held[name] is None}
 
 
 def labels(configs: list[dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
@@ -180,16 +182,27 @@ def labels(configs: list[dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
             beyond = found[name] * batch_size - int(usual[name]) * usual_size  # in samples
             if batch_size != usual_size and abs(beyond) < batch_size:
                 del found[name]  # at equal tokens it follows from the batch size, to a step
-    return [", ".join(f"{name} {shown(v)}" for name, v in found.items() if shown(v) != usual[name]) for found in of_all]
+    differing = ({name: shown(v) for name, v in found.items() if shown(v) != usual[name]} for found in of_all)
+    return [", ".join(f"{name} {value}".strip() for name, value in with_names(found).items()) for found in differing]
+
+
+def with_names(found: dict[str, str]) -> dict[str, str]:
+    """What belongs to a variation that has a name, as that name alone."""
+    for name, parts in VARIATIONS.items():
+        if all(found.get(part) == shown(value) for part, value in parts.items()):
+            found = {name: ""} | {part: value for part, value in found.items() if part not in parts}
+    return found
 
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
     """What may differ between the runs of one table."""
     group, *others = config["optimizer"]["groups"]
-    of_a_mixture = (other for other in others if other.keys() != group.keys())
+    of_a_mixture = (other for other in others if other.keys() - OF_GROUPS.keys() != group.keys() - OF_GROUPS.keys())
     second: dict[str, Any] = next(of_a_mixture, {})
     of_second = {"adamw_lr" if name == "lr" else f"second {name}": value for name, value in second.items()}
-    known = config["model"] | config["training"] | group | of_second
+    known = config["model"] | config["training"] | group | of_second | OF_GROUPS
+    for of_kind in config["optimizer"]["groups"]:
+        known |= {name: of_kind[name] for name in OF_GROUPS.keys() & of_kind.keys()}
     return {name: v for name, v in known.items() if name not in ("placement", "seed", "lr", "weight_decay", *FIXED)}
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import accumulate
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
-from statistics import geometric_mean, mean
+from statistics import mean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -16,6 +16,7 @@ from plotly.subplots import make_subplots
 
 from dnt import __version__
 from dnt.files import atomic_write
+from dnt.optim.kinds import by_kind
 from dnt.report.cells import Cell, Setting
 from dnt.report.gradients import COLUMNS, centered, histogram_at, statistics
 from dnt.report.summary import Comparison
@@ -246,16 +247,6 @@ def relative_steps(cells: tuple[Cell, ...]) -> go.Figure:
                 col=i % 2 + 1,
             )
     return figure
-
-
-def by_kind(steps: dict[str, float]) -> dict[str, float]:
-    """Geometric means over blocks of the steps that are more than none, of matrices alone."""
-    kinds: dict[str, list[float]] = {}
-    for name, step in steps.items():
-        kind = name.split(".", 2)[2] if name.startswith("blocks.") else name.removesuffix(".weight")
-        if 0 < step < inf and not kind.endswith((".weight", ".bias", "norm")):
-            kinds.setdefault(kind, []).append(step)
-    return {kind: geometric_mean(found) for kind, found in kinds.items()}
 
 
 def gradients(cells: tuple[Cell, ...], step: int | None) -> go.Figure:

@@ -14,6 +14,10 @@ from dnt.runs import EXPERIMENT, Run
 
 A_UNIT = {"tokens": "a token", "images": "an image"}
 MOST_NAMED = 6  # cells in a sentence
+CLAIMS = {
+    "dnt + msgdw": "The claim, dnt + msgdw as good as pre-ln + adamw,",
+    "dnt + msgdw, calibrated": "The same of calibrated dnt + msgdw",
+}
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,14 @@ class Comparison:
     def claim(self) -> str:
         """Whether the paper's claim holds among these cells; empty if they do not say."""
         best = {cell.name: cell.best for cell in self.cells}
-        if not {"dnt + msgdw", "pre-ln + adamw"} <= best.keys():
-            return ""
-        gap = paired(best["dnt + msgdw"], best["pre-ln + adamw"])
-        if not gap:
-            return ""
-        holds = "holds" if gap.mean <= 0 else "does not hold"
-        if not gap.excludes_zero:
-            holds = "is neither shown nor refuted"
-        return f"The claim, dnt + msgdw as good as pre-ln + adamw, {holds} here ({gap.relative:+.1%}, {gap} nats). "
+        said = ""
+        for name, claim in CLAIMS.items():
+            if {name, "pre-ln + adamw"} <= best.keys() and (gap := paired(best[name], best["pre-ln + adamw"])):
+                holds = "holds" if gap.mean <= 0 else "does not hold"
+                if not gap.excludes_zero:
+                    holds = "is neither shown nor refuted"
+                said += f"{claim} {holds} here ({gap.relative:+.1%}, {gap} nats). "
+        return said
 
     @property
     def unit(self) -> str:
