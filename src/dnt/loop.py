@@ -16,12 +16,12 @@ from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.checkpoints import read_state, write_state
 from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
-from dnt.nn.calibrate import calibrate, matrices, relative_steps
+from dnt.nn.calibrate import relative_steps, rescale, scales_for
 from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.equilibrium import equilibrium_step
-from dnt.optim.msgdw import MSGDW
+from dnt.optim.groups import sgd_rates
 from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, rebound, whole
 from dnt.runs import Run
@@ -66,10 +66,9 @@ class Loop:
         # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        names = {p: name for name, p in model.named_parameters()}
-        self.rates = {names[p]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        self.rates = sgd_rates(model, optimizer)
         self.held_out = {name: getattr(data, name).beginning(settings.eval_tokens) for name in ("validation", "test")}
-        self.scales = self.calibrated(optimizer) if settings.calibrate else {}
+        self.scales = self.calibrated() if settings.calibrate and not run.last_checkpoint() else {}
         model.recompute = settings.recompute
         objective = Objective(model)
         compiled = settings.compile and can_compile()
@@ -158,11 +157,11 @@ class Loop:
             self.run.end_checkpoint(self.step)
 
     def begin(self) -> dict[str, float]:
-        """What is known before the first step, into the log; the relative steps, if mSGDW takes them."""
+        """What is known before the first step, into the log; the relative steps, if there are any."""
         rows = [{"event": "calibration", "step": 0, "scales": self.scales}] if self.scales else []
         found = self.relative_steps()
         self.record(*rows, self.gradients(), *found)
-        return found[0]["steps"] if found and "momentum" in self.optimizer.param_groups[0] else {}
+        return found[0]["steps"] if found else {}
 
     def run_to_end(self, stopping: Callable[[], bool], show: Callable[[int, float, float], None]) -> None:
         """All remaining steps with their logging, evaluations and checkpoints, then the final row."""
@@ -194,16 +193,23 @@ class Loop:
         for step in range(self.step, self.settings.steps):
             yield self.data.train.batch(self.seed, step, self.settings.batch_size, rows)
 
-    def calibrated(self, optimizer: Any) -> dict[str, float]:
-        """Scale what is blind and stepped by mSGDW, alike in every process, before the model is divided or moved."""
-        parts = [part for part in getattr(optimizer, "parts", [optimizer]) if isinstance(part, MSGDW)]
-        rates = {p: group["lr"] for part in parts for group in part.param_groups for p in group["params"]}
-        blind = [m for m in matrices(self.model) if m.blind and m.weight.parameter in rates]
-        if not blind:
-            return {}
+    def calibrated(self) -> dict[str, float]:
+        """Scale what is blind and stepped by an SGD, before the model is divided: the first process says by how much.
+
+        On the device, but under fsdp, where the whole model may not fit.
+        """
         rows = slice(max(1, HELD_TOKENS // self.tokens))
-        batches = [self.data.train.batch(self.seed, i, self.settings.batch_size, rows) for i in range(CALIBRATION)]
-        return calibrate(self.model, batches, rates[blind[0].weight.parameter], self.settings.calibrate)
+        batches = (self.data.train.batch(self.seed, i, self.settings.batch_size, rows) for i in range(CALIBRATION))
+        scales = {}
+        if not self.sharded:
+            self.model.to(self.fabric.device)
+        if self.fabric.is_global_zero:
+            device = next(self.model.parameters()).device
+            moved = ([part.to(device) for part in batch] for batch in batches)
+            scales = scales_for(self.model, moved, self.rates, self.settings.calibrate)
+        scales = self.fabric.broadcast(scales)
+        rescale(self.model, scales)
+        return scales
 
     @property
     def tokens(self) -> int:
@@ -252,7 +258,7 @@ class Loop:
         """On the global gradient norm; of two the smaller. Infinite for none."""
         bound = self.settings.clip or math.inf
         group = self.optimizer.param_groups[0]
-        if self.settings.clip_equilibrium and group["lr"]:
+        if self.settings.clip_equilibrium and group["lr"] and group["weight_decay"]:
             norm = whole(get_total_norm([p.detach() for p in self.model.parameters() if p.ndim >= 2]))
             step = equilibrium_step(group["lr"], group["weight_decay"], group.get("momentum", 0.0))
             bound = min(bound, self.settings.clip_equilibrium * step / group["lr"] * float(norm))
@@ -353,10 +359,10 @@ class Loop:
         return self.fabric.to_device(next(self.held_out["validation"].whole(rows)))
 
     def relative_steps(self) -> list[dict[str, Any]]:
-        """The log row of how far a step at the peak rate would turn each matrix; none under fsdp."""
-        if self.sharded:
+        """The log row of how far a step at the peak rate would move what an SGD steps; none under fsdp."""
+        if self.sharded or not self.rates:
             return []
-        found = relative_steps(self.model, [self.held_batch()], self.base_rates[0], self.rates)
+        found = relative_steps(self.model, [self.held_batch()], self.rates)
         return [{"event": "relative_steps", "step": self.step, "steps": found}]
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dnt.optim.equilibrium import settling_steps
 from dnt.optim.kinds import by_kind
 from dnt.runs import Run
 
@@ -20,7 +21,12 @@ def announcement(config: dict[str, Any]) -> str:
     company = f", {processes} processes ({training['strategy'] or 'ddp'})" if processes > 1 else ""
     unit = "tokens" if "tokens" in data else "images"
     text = f"{data['name']} ({data[unit]['train']:,} {unit}, sha256 {data['sha256'][:12]})"
-    return f"{text}, {training['precision']}, {machine['device']}{company}"
+    group = config["optimizer"]["groups"][0]
+    settles = ""
+    if "equilibrium" in group:
+        after = settling_steps(group["lr"], group["weight_decay"])
+        settles = f"; the step settles after about {after:,.0f} of {training['steps']:,} steps"
+    return f"{text}, {training['precision']}, {machine['device']}{company}{settles}"
 
 
 def describe_steps(steps: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dnt.lookup import lookup
 from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig, ViTConfig
+from dnt.optim.kinds import RATES
 from dnt.optim.schedule import SCHEDULES
 
 PRECISIONS = {  # as Fabric calls them
@@ -23,13 +24,8 @@ LEAST = {
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
 SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
-OF_OPTIMIZERS = (
-    "momentum",
-    "nesterov",
-    "bound",
-    "betas",
-    "adamw_lr",
-)  # nothing to an optimizer that does not take them
+OF_OPTIMIZERS = ("momentum", "nesterov", "bound", "betas", "adamw_lr")  # nothing to one that does not take them
+OF_SGD = ("calibrate", "clip_equilibrium", "equilibrium")  # nothing to one without momentum
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 VARIATIONS: dict[str, dict[str, Any]] = {  # of the recipe, by name
     # what brings mSGDW to AdamW on a short schedule (docs/calibration.md)
@@ -57,9 +53,11 @@ class FitSettings:
     clip: float = 1.0
     """bound on the global gradient norm; 0 for none"""
     clip_equilibrium: float = 0.0
-    """likewise, as a multiple of (1 - momentum) sqrt(2 weight_decay / lr) times the norm of the weights; 0 for none"""
+    """under mSGDW: likewise, as a multiple of (1 - momentum) sqrt(2 weight_decay / lr) ||w||, with the lr of the step;
+    0 for none"""
     calibrate: float = 0.0
-    """under mSGDW: first scale what QKNorm or MidNorm hides so that a step is this share of each matrix; 0 for none"""
+    """under mSGDW: first scale what QKNorm or MidNorm hides so that a step, without momentum, is this share of each
+    matrix; 0 for none"""
     ema: float = 0.0
     """evaluate and save an exponential moving average of the weights, of this decay a step; 0 for the weights"""
     precision: str = "auto"
@@ -171,6 +169,14 @@ class Recipe(FitSettings):
     """adamw and msgdw-adamw"""
     adamw_lr: float = 3e-3
     """msgdw-adamw only: the learning rate of its AdamW; lr and weight_decay are mSGDW's"""
+
+    def check(self) -> None:
+        super().check()
+        for name in ("bound", "equilibrium", *RATES):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} is {value}; it must be at least 0.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and less than 1.")
 
     @property
     def reads_images(self) -> bool:

@@ -22,10 +22,12 @@ from dnt.data.tokens import TextData, prepare
 from dnt.interrupt import ProcessLost, stop_requested
 from dnt.loop import Loop
 from dnt.machine import best_precision, describe_machine, deterministic
+from dnt.nn.calibrate import blind_matrices
 from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
+from dnt.optim.groups import sgd_rates
 from dnt.optim.mixed import Mixed
 from dnt.parallel import process_lost, shard, watched
 from dnt.progress import announcement, describe_steps, progress_bar
@@ -118,8 +120,8 @@ def fit(
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
     check_combination(settings, precision)
-    if settings.clip_equilibrium and not optimizer.param_groups[0].get("weight_decay"):
-        raise ValueError("clip_equilibrium bounds the gradient by the weight decay, which is 0; give one.")
+    if settings.calibrate:
+        blind_matrices(model, sgd_rates(model, optimizer))  # there are some
     check_machine(settings, precision)
     run = Run(Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     fabric = make_fabric(settings, precision)

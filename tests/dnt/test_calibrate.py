@@ -1,13 +1,17 @@
 """The scale of what a branch cannot see is its learning rate (reference: section 9 of the project's notes)."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 import dnt
 from dnt.cli import main
+from dnt.loop import Loop
 from dnt.nn.calibrate import matrices, relative_steps
+from dnt.optim.factory import build_optimizer
+from dnt.optim.kinds import by_kind
 from tests.conftest import OPTIONS, TINY, tiny_model, tiny_msgdw
 
 PARTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.1", "mlp.2")
@@ -123,10 +127,10 @@ def test_only_some():
 @pytest.mark.parametrize(
     ("fields", "given", "message"),
     [
-        ({"placement": "pre-ln"}, {}, "nothing to calibrate: without QKNorm and MidNorm"),
+        ({"placement": "pre-ln"}, {}, "nothing to calibrate: QKNorm and MidNorm hide no matrix"),
         ({}, {"rho": 0.0}, "rho 0.0; both must be greater than 0"),
         ({}, {"batches": []}, "no batch to measure gradients on"),
-        ({}, {"only": ["attn.x"]}, "nothing to calibrate"),
+        ({}, {"only": ["attn.x"]}, "no hidden matrix has a name that ends in attn.x"),
     ],
 )
 def test_what_cannot_be_calibrated_is_named(fields, given, message):
@@ -143,7 +147,7 @@ def test_a_matrix_of_zeros_has_no_scale():
         dnt.calibrate(one, batches(), lr=0.1)
 
 
-def test_fit_calibrates_what_msgdw_steps_and_resumes_to_the_same_weights(workplace):
+def test_fit_calibrates_what_msgdw_steps_to_the_same_weights_each_time(workplace):
     def run(out, **options):
         torch.manual_seed(0)
         one = tiny_model()
@@ -160,47 +164,130 @@ def test_fit_calibrates_what_msgdw_steps_and_resumes_to_the_same_weights(workpla
     assert calibrated.weights.read_bytes() != plain.weights.read_bytes()
 
 
-def test_nothing_is_calibrated_where_nothing_is_blind_or_adamw_steps(workplace):
-    for i, (placement, optimizer) in enumerate((("pre-ln", tiny_msgdw), ("dnt", adamw))):
-        one = tiny_model(placement=placement)
-        run = dnt.fit(one, dnt.prepare("words.txt", context=16), optimizer(one), out=f"{i}", calibrate=0.01, **OPTIONS)
-        assert run.end and not run.rows("calibration")
+def test_a_calibrated_run_that_was_stopped_resumes_to_the_same_weights(workplace, monkeypatch):
+    recipe = {"lr": 0.3, "bound": 0.03, "nesterov": True, "embedding_rate": 3.0, "gain_rate": 10.0}
+
+    def run(out, **options):
+        one = tiny_model()
+        optimizer = build_optimizer("msgdw", one, recipe)
+        data = dnt.prepare("words.txt", context=16)
+        return dnt.fit(
+            one, data, optimizer, out=out, calibrate=0.01, ema=0.9, **OPTIONS | {"checkpoint_every": 3} | options
+        )
+
+    whole = run("whole")
+    real = Loop.train_step
+
+    def stopped(self):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(Loop, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    monkeypatch.setattr(Loop, "train_step", real)
+    monkeypatch.setattr("dnt.loop.scales_for", None)  # it goes on from the checkpoint
+    resumed = run("stopped", resume=True)
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.rows("calibration") == whole.rows("calibration")
+    assert resumed.rows("relative_steps") == whole.rows("relative_steps")
 
 
-def adamw(one):
-    return torch.optim.AdamW(one.parameters(), lr=1e-3)
+def test_what_is_calibrated_is_what_an_sgd_steps(workplace):
+    data = dnt.prepare("words.txt", context=16)
+    for i, name in enumerate(("msgdw-adamw", "sgd")):
+        one = tiny_model()
+        sgd = torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.9)
+        optimizer = sgd if name == "sgd" else build_optimizer(name, one, {})
+        run = dnt.fit(one, data, optimizer, out=f"{i}", calibrate=0.01, **OPTIONS)
+        assert len(run.rows("calibration")[0]["scales"]) == 12
+        kinds = by_kind(run.rows("relative_steps")[0]["steps"])
+        assert ("tokens" in kinds) == (name == "sgd"), "AdamW does not step by the size of a gradient"
+
+
+@pytest.mark.parametrize(("placement", "optimizer"), [("pre-ln", "msgdw"), ("dnt", "adamw")])
+def test_to_calibrate_nothing_is_refused_before_anything_is_written(workplace, placement, optimizer):
+    one = tiny_model(placement=placement)
+    with pytest.raises(ValueError, match="nothing to calibrate: QKNorm and MidNorm hide no matrix that an SGD steps"):
+        dnt.fit(one, dnt.prepare("words.txt", context=16), build_optimizer(optimizer, one, {}), out="r", calibrate=0.01)
+    assert not Path("r").exists()
+
+
+def test_a_vit_is_calibrated_too(workplace):
+    images = dnt.prepare_images("digits")
+    torch.manual_seed(0)
+    vit = dnt.ViT(
+        dnt.ViTConfig(image_size=8, patch_size=4, channels=1, classes=10, depth=2, dim=32, heads=2, norm_eps=1e-20)
+    )
+    before = copy.deepcopy(vit)
+    batch = images.train.batch(0, 0, 32)
+    scales = dnt.calibrate(vit, [batch], lr=0.1, only=["q", "k", "v", "o", "mlp.2"])
+    assert len(scales) == 10
+    torch.testing.assert_close(vit(batch[0]), before(batch[0]), rtol=1e-4, atol=1e-5)
+    run = dnt.fit(vit, images, tiny_msgdw(vit), out="vit", calibrate=0.02, **OPTIONS)
+    found = by_kind(run.rows("relative_steps")[0]["steps"])
+    assert {"patches", "class_token", "positions", "head", "gains"} < set(found)
+    assert all(0.005 < found[part] < 0.08 for part in PARTS)
+
+
+def test_each_matrix_has_its_own_rate_and_what_is_frozen_stays(workplace):
+    one = model()
+    rates = {name: 0.3 if "blocks.0" in name else 0.03 for name, _ in one.named_parameters()}
+    one.blocks[1].mlp.f.out.weight.requires_grad_(False)
+    kept = one.blocks[1].mlp.f.out.weight.clone()
+    scales = dnt.calibrate(one, batches(), lr=rates, rho=0.01)
+    assert len(scales) == 11 and torch.equal(one.blocks[1].mlp.f.out.weight, kept)
+    found = relative_steps(one, batches(), rates)
+    assert "blocks.1.mlp.2" not in found
+    assert all(0.003 < found[name] < 0.03 for name in scales)
+    frozen = tiny_model()
+    frozen.tokens.weight.requires_grad_(False)
+    run = dnt.fit(frozen, dnt.prepare("words.txt", context=16), tiny_msgdw(frozen), out="frozen", **OPTIONS)
+    assert "tokens.weight" not in run.rows("relative_steps")[0]["steps"]
+
+
+def test_the_norms_eps_shows_in_what_the_model_computes_by_less_than_a_hundredth():
+    torch.manual_seed(0)
+    one = dnt.gpt("gpt-tiny", vocab_size=27, context=16, activation="relu")
+    before = copy.deepcopy(one)
+    dnt.calibrate(one, batches(), lr=0.3)
+    ((x, _), *_) = batches()
+    with torch.no_grad():
+        moved = (one(x) - before(x)).norm() / before(x).norm()
+    assert 0 < moved < 0.01
 
 
 def test_a_gradient_is_clipped_at_its_equilibrium(workplace):
-    """Of the formula, in the log of a run: how many gradients were above (1 - mu) sqrt(2 wd / lr) ||w||."""
-    one = tiny_model()
-    optimizer = dnt.MSGDW(dnt.param_groups(one, weight_decay=0.3), lr=0.1)
-    at_start = 0.1 * (2 * 0.3 / 0.1) ** 0.5 * norm_of(one)
-    data, options = dnt.prepare("words.txt", context=16), OPTIONS | {"schedule": "constant", "warmup": 0, "clip": 0}
-    free = dnt.fit(one, data, optimizer, out="free", **options | {"steps": 1})
-    (row,) = free.rows("train")
-    for share, clipped in ((1.001, 0), (0.999, 1)):
-        again = tiny_model()
-        optimizer = dnt.MSGDW(dnt.param_groups(again, weight_decay=0.3), lr=0.1)
-        run = dnt.fit(
-            again,
-            data,
-            optimizer,
-            out=f"{share}",
-            clip_equilibrium=share * row["grad_norm"] / at_start,
-            **options | {"steps": 1},
-        )
-        assert run.rows("train")[0]["clipped"] == clipped
+    """To (1 - mu) sqrt(2 wd / lr) ||w||, as the length of a step without momentum shows."""
+    data = dnt.prepare("words.txt", context=16)
+    options = OPTIONS | {"schedule": "constant", "warmup": 0, "clip": 0, "steps": 1}
+
+    def after_a_step(out, **more):
+        one = tiny_model()
+        before = copy.deepcopy(one)
+        optimizer = dnt.MSGDW([{"params": one.parameters(), "weight_decay": 0.3}], lr=0.1, momentum=0.9)
+        (row,) = dnt.fit(one, data, optimizer, out=out, **options | more).rows("train")
+        pairs = zip(before.parameters(), one.parameters(), strict=True)
+        moved = [((1 - 0.03) * p - q).flatten() / 0.1 for p, q in pairs]
+        return row, float(torch.cat(moved).detach().norm()), 0.1 * (2 * 0.3 / 0.1) ** 0.5 * norm_of(before)
+
+    row, moved, bound = after_a_step("free")
+    assert moved == pytest.approx(row["grad_norm"], rel=1e-3) and row["clipped"] == 0
+    share = 0.5 * row["grad_norm"] / bound
+    row, moved, bound = after_a_step("clipped", clip_equilibrium=share)
+    assert moved == pytest.approx(share * bound, rel=1e-3) and row["clipped"] == 1
 
 
 def norm_of(one):
     return float(torch.cat([p.detach().flatten() for p in one.parameters() if p.ndim >= 2]).norm())
 
 
-def test_to_clip_at_the_equilibrium_takes_a_decay(workplace):
+def test_without_a_decay_there_is_no_equilibrium_to_clip_at(workplace):
     one = tiny_model()
-    with pytest.raises(ValueError, match="clip_equilibrium bounds the gradient by the weight decay, which is 0"):
-        dnt.fit(one, dnt.prepare("words.txt", context=16), dnt.MSGDW(one.parameters(), lr=0.1), clip_equilibrium=1.0)
+    data = dnt.prepare("words.txt", context=16)
+    run = dnt.fit(one, data, dnt.MSGDW(one.parameters(), lr=0.1), out="r", clip=0, clip_equilibrium=1e-6, **OPTIONS)
+    assert run.end["clipped_share"] == 0
 
 
 def test_training_says_how_far_each_kind_of_parameter_is_moved(workplace, capsys):

@@ -39,6 +39,18 @@ def test_learning_rates_go_to_the_closest_key_and_what_is_given_beats_the_defaul
     assert rates()["calibrated"] != rates()["dnt/msgdw"]
 
 
+def test_a_recipe_calibrates_the_cells_it_says_something_to_and_leaves_the_rates_of_the_others():
+    cells = grid(CompareSettings(calibrate=0.01, equilibrium=0.01, vary=()))
+    found = {(cell.placement, cell.optimizer): (cell.calibrate, cell.equilibrium, cell.lr) for cell in cells}
+    defaults = {(cell.placement, cell.optimizer): cell.lr for cell in grid(CompareSettings(vary=()))}
+    assert found == {
+        ("pre-ln", "adamw"): (0, 0, defaults["pre-ln", "adamw"]),
+        ("pre-ln", "msgdw"): (0, 0.01, defaults["pre-ln", "msgdw"]),
+        ("dnt", "adamw"): (0, 0, defaults["dnt", "adamw"]),
+        ("dnt", "msgdw"): (0.01, 0.01, defaults["dnt", "msgdw"]),
+    }
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -51,6 +63,18 @@ def test_learning_rates_go_to_the_closest_key_and_what_is_given_beats_the_defaul
         ({"placements": ("dmt",)}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
         ({"heads": 3}, "heads=3 does not divide dim=128"),
         ({"optimizers": ()}, "--optimizers is empty; name at least one"),
+        ({"lr": ("calibrated=0.1",), "vary": ()}, "unknown cell in --lr 'calibrated'"),
+        ({"bound": -1.0}, "bound is -1.0; it must be at least 0."),
+        ({"gain_rate": -1.0}, "gain_rate is -1.0; it must be at least 0."),
+        ({"equilibrium": -0.01}, "equilibrium is -0.01; it must be at least 0."),
+        ({"equilibrium": 0.2}, "equilibrium is 0.2; at momentum 0.9 it must be between 0 and 0.141."),
+        ({"momentum": 1.0}, "momentum is 1.0; it must be at least 0 and less than 1."),
+        ({"head_rate": 2.0}, "head_rate is 2.0, but the head is the token embedding"),
+        ({"position_rate": 2.0, "positions": "rope"}, "position_rate is 2.0, but positions are not learned"),
+        (
+            {"embedding_rate": 2.0, "optimizers": ("msgdw-adamw",)},
+            "msgdw-adamw has rates of its own; drop embedding_rate",
+        ),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_named(fields, message):

@@ -255,6 +255,29 @@ def test_each_kind_of_parameter_has_its_own_rate(tied, optimizer):
     assert names[groups[0]["params"][0]].startswith("blocks."), "the first group says lr"
 
 
+def test_positions_are_embeddings_unless_they_have_a_rate():
+    model = tiny_model()
+    for own, expected in ((None, 3.0), (1.0, 1.0), (0.0, 0.0), (3.0, 3.0)):
+        groups = dnt.param_groups(model, 0.1, 1.0, embedding_rate=3.0, position_rate=own)
+        [rate] = [group["lr"] for group in groups if any(p is model.positions.weight for p in group["params"])]
+        assert rate == expected
+    with pytest.raises(ValueError, match="embedding_rate: a rate is a multiple of lr; give lr"):
+        dnt.param_groups(model, embedding_rate=3.0)
+
+
+def test_a_bounded_nesterov_step_allocates_no_second_model():
+    """Nothing larger than a few numbers a tensor, once the momentum is there."""
+    w = [nn.Parameter(torch.randn(64, 64)) for _ in range(8)]
+    optimizer = dnt.MSGDW(w, lr=0.1, nesterov=True, bound=0.01)
+    for p in w:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        optimizer.step()
+    most = max(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert most < 64 * 64 * 4
+
+
 def test_a_vit_has_rates_too():
     vit = dnt.ViT(dnt.ViTConfig(image_size=8, patch_size=4, channels=1, classes=3, depth=1, dim=12, heads=2))
     groups = build_optimizer("msgdw", vit, {"lr": 1.0, "embedding_rate": 2.0, "head_rate": 3.0}).param_groups
@@ -270,7 +293,7 @@ def test_a_vit_has_rates_too():
         ("msgdw", {}, {"gain_rate": -1.0}, "gain_rate is -1.0; it must be at least 0."),
         ("msgdw", {}, {"head_rate": 2.0}, "head_rate is 2.0, but this model has no head parameters"),
         ("adamw", {"positions": "rope"}, {"position_rate": 2.0}, "this model has no position parameters"),
-        ("msgdw-adamw", {}, {"gain_rate": 2.0, "head_rate": 2.0}, "drop --head-rate, --gain-rate."),
+        ("msgdw-adamw", {}, {"gain_rate": 2.0, "head_rate": 2.0}, "drop head_rate, gain_rate."),
     ],
 )
 def test_rates_that_say_nothing_are_refused(name, fields, options, message):

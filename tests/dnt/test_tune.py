@@ -25,7 +25,7 @@ from dnt.files import read_json, write_json
 from dnt.report.cells import Cell, Setting, labels
 from dnt.report.summary import Comparison, Interval, paired
 from dnt.runs import Run
-from dnt.settings import AblateSettings, CompareSettings, TuneSettings
+from dnt.settings import VARIATIONS, AblateSettings, CompareSettings, Recipe, TuneSettings
 from tests.conftest import TINY
 
 TUNE = ["tune", "--data", "words.txt", *TINY, "--steps", "4", "--placements", "dnt", "--optimizers", "msgdw"]
@@ -176,6 +176,26 @@ def test_a_variation_that_has_a_name_may_go_with_others():
     assert unclipped == replace(calibrated, clip=0.0)
     both = replace(settings, optimizers=("msgdw", "msgdw-adamw"), placements=("pre-ln", "dnt"), vary=("calibrated",))
     assert len(cells_of(both)) == 5, "a mixture has rates of its own, and nothing is hidden in pre-ln"
+
+
+def test_a_variation_with_a_name_has_it_in_the_table_whatever_the_recipe_says_already():
+    def config(**fields):
+        group = {"lr": 0.3, "weight_decay": 0.0, "momentum": 0.9, "nesterov": fields.pop("nesterov", False)}
+        group |= {"bound": fields.pop("bound", 0.0)}
+        rates = [group | {name: fields.pop(name)} for name in ("embedding_rate", "gain_rate") if name in fields]
+        optimizer = {"class": "MSGDW", "groups": [group, *rates]}
+        training = {"steps": 4, "warmup": 1, "batch_size": 8, "clip": 1.0} | fields
+        return {"model": {"placement": "dnt", "dim": 32}, "training": training, "optimizer": optimizer}
+
+    calibrated = config(**VARIATIONS["calibrated"])
+    unclipped = config(**VARIATIONS["calibrated"], clip=0.0)
+    plain = {name: getattr(Recipe, name) for name in VARIATIONS["calibrated"]}
+    assert labels([config(), calibrated, unclipped], plain) == ["", "calibrated", "calibrated, clip 0"]
+    assert labels([config(nesterov=True), calibrated], plain | {"nesterov": True}) == ["", "calibrated"]
+    older = config()
+    for name in ("bound",):
+        del older["optimizer"]["groups"][0][name]
+    assert labels([older, older, calibrated], {}) == ["", "", "calibrated"], "a run from before these options"
 
 
 def test_with_an_equilibrium_every_decay_is_the_one_it_asks_for():

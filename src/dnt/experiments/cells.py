@@ -22,8 +22,9 @@ from dnt.listing import definitions, options_of
 from dnt.lookup import lookup
 from dnt.nn.placement import PLACEMENTS
 from dnt.optim.equilibrium import equilibrium_decay
+from dnt.optim.kinds import RATES
 from dnt.runs import EXPERIMENT, Run
-from dnt.settings import FIXED, HOW, OF_OPTIMIZERS, VARIATIONS, Cells, Recipe, TrainSettings
+from dnt.settings import FIXED, HOW, OF_OPTIMIZERS, OF_SGD, VARIATIONS, Cells, Recipe, TrainSettings
 
 STDERR = 2  # where the output of a run goes: it is progress, the result is the table
 IN_STEPS = ("steps", "warmup", "eval_every", "checkpoint_every")  # what a larger batch divides
@@ -50,16 +51,23 @@ def cells_of(settings: Cells) -> list[TrainSettings]:
     for variation in values_to_try(settings):
         for placement, optimizer in product(settings.placements, settings.optimizers):
             takes = options_of(lookup(optimizers, optimizer, "optimizer"))
+            unheard = {name for name in OF_SGD if not says_something(name, placement, takes)}
+            heard = shared | {name: getattr(Recipe, name) for name in unheard}
             if all(says_something(name, placement, takes) for name in variation):
-                cells[checked(TrainSettings(**shared | variation, placement=placement, optimizer=optimizer))] = None
+                cells[checked(TrainSettings(**heard | variation, placement=placement, optimizer=optimizer))] = None
     return list(cells)
+
+
+def is_named(cell: TrainSettings, name: str) -> bool:
+    """Whether a cell is as a variation with a name has it."""
+    return all(getattr(cell, field) == value for field, value in VARIATIONS[name].items())
 
 
 def says_something(name: str, placement: str, takes: set[str]) -> bool:
     """Whether a field changes what a cell trains; `takes`: what its optimizer can be told."""
     if name == "calibrate":
         return "momentum" in takes and lookup(PLACEMENTS, placement, "placement").hides
-    if name == "equilibrium":
+    if name in OF_SGD:
         return "momentum" in takes
     if name.endswith("_rate"):
         return "adamw_lr" not in takes
@@ -76,6 +84,15 @@ def at_rate(cell: TrainSettings, lr: float, weight_decay: float, seed: int) -> T
 def checked(cell: TrainSettings) -> TrainSettings:
     """ValueError naming what is wrong with it, before anything is trained."""
     cell.check()
+    if cell.equilibrium:
+        at_rate(cell, cell.lr or 1.0, 0.0, cell.seed)  # names what is wrong with it
+    given = [name for name in RATES if getattr(cell, name) != getattr(Recipe, name)]
+    if cell.optimizer == "msgdw-adamw" and given:
+        raise ValueError(f"msgdw-adamw has rates of its own; drop {', '.join(given)}.")
+    if cell.head_rate != 1 and cell.tie_embeddings and not cell.reads_images:
+        raise ValueError(f"head_rate is {cell.head_rate}, but the head is the token embedding; drop one of the two.")
+    if cell.position_rate is not None and cell.positions != "learned":
+        raise ValueError(f"position_rate is {cell.position_rate}, but positions are not learned; drop it.")
     lookup(definitions("nn/norms.py", "NORMS"), cell.norm, "norm")
     cell.model_config(cell.placement)
     return cell

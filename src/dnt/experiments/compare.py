@@ -6,15 +6,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dnt.experiments.cells import alone, at_rate, cells_of, prepared, recipe, run_cell, run_name, settled
+from dnt.experiments.cells import alone, at_rate, cells_of, is_named, prepared, recipe, run_cell, run_name, settled
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
-from dnt.settings import CompareSettings, Recipe, TrainSettings
+from dnt.settings import VARIATIONS, CompareSettings, Recipe, TrainSettings
 
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md),
 # and for the mixture, which was not swept, those of its parts.
 LEARNING_RATES = {"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1], "calibrated": [0.3]}
-WEIGHT_DECAYS = {"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4], "calibrated": [3e-3]}
+WEIGHT_DECAYS = {"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4], "calibrated": [1e-3 / 0.3]}
 
 
 def compare(settings: CompareSettings | None = None, **options: Any) -> Comparison:
@@ -48,7 +48,7 @@ def grid(settings: CompareSettings) -> list[TrainSettings]:
     decays = numbers_by_key(settings.weight_decay, settings, "weight-decay")
     runs: dict[TrainSettings, None] = {}  # each once: with an equilibrium all decays are one
     for cell, seed in product(cells, settings.seeds):
-        closest = ("calibrated",) if cell.calibrate else ()
+        closest = ("calibrated",) if is_named(cell, "calibrated") else ()
         keys = (*closest, f"{cell.placement}/{cell.optimizer}", cell.optimizer)
         for lr, decay in product(
             chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
@@ -60,7 +60,7 @@ def grid(settings: CompareSettings) -> list[TrainSettings]:
 def numbers_by_key(entries: tuple[str, ...], settings: CompareSettings, option: str) -> dict[str, list[float]]:
     """KEY=VALUE[,VALUE...] as a table; ValueError for an entry that is malformed or of no cell."""
     cells = [*settings.optimizers, *("/".join(pair) for pair in product(settings.placements, settings.optimizers))]
-    cells.append("calibrated")
+    cells += [name for name in VARIATIONS if name in settings.vary]
     table = {}
     for entry in entries:
         key, _, numbers = entry.partition("=")

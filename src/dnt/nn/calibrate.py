@@ -81,49 +81,93 @@ def biases(layer: nn.Linear, rows: tuple[int, int | None], after: nn.Linear | No
 
 
 def calibrate(
-    model: Any, batches: Iterable[Sequence[Tensor]], lr: float, rho: float = 0.01, only: Sequence[str] = ()
+    model: Any,
+    batches: Iterable[Sequence[Tensor]],
+    lr: float | Mapping[str, float],
+    rho: float = 0.01,
+    only: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Scale every blind matrix so that a first step of plain SGD moves it by rho of its norm; by how much, by name.
+    """Scale every blind matrix so that a first step of SGD without momentum moves it by rho of its norm; in place.
 
-    batches: (inputs, targets) as for model.loss, few of them: a backward pass each. lr: the peak rate of training. The
-    size of a gradient is the root mean square over the batches. In place. What the model computes does not change, but
-    for W_1 under GELU, whose branch turns by 45 degrees at most (from linear to ReLU). only: names that end so, such as
-    "attn.q", and no others. ValueError if nothing is blind, or a gradient is zero.
+    batches: (inputs, targets) as for model.loss, few of them: a backward pass each, where the model is. lr: the peak
+    rate of training; or that of each parameter by its name, and no others are scaled. The size of a gradient is the
+    root mean square over the batches. only: names that end so, such as "attn.q", and no others. Returns the factors by
+    name.
+
+    What the model computes does not change, but for what the norms' eps adds (less than 0.1% of the logits of a GPT of
+    normal size at its start), and for W_1 under GELU, whose branch turns: by 45 degrees at most (from linear to ReLU)
+    if what enters GELU is as often below 0 as above. ValueError if nothing is blind, or a gradient is zero.
     """
-    if not (lr > 0 and rho > 0):
+    scales = scales_for(model, batches, lr, rho, only)
+    rescale(model, scales)
+    return scales
+
+
+def scales_for(
+    model: Any,
+    batches: Iterable[Sequence[Tensor]],
+    lr: float | Mapping[str, float],
+    rho: float,
+    only: Sequence[str] = (),
+) -> dict[str, float]:
+    """What calibrate multiplies by."""
+    rate = rates_by_parameter(model, lr)
+    if not (rho > 0 and all(each > 0 for each in rate.values())):
         raise ValueError(f"lr is {lr}, rho {rho}; both must be greater than 0.")
-    blind = [m for m in matrices(model) if m.blind and m.name.endswith(tuple(only) or "")]
+    blind = [matrix for matrix in blind_matrices(model, lr) if matrix.name.endswith(tuple(only) or "")]
     if not blind:
-        raise ValueError("nothing to calibrate: without QKNorm and MidNorm no branch is blind to a matrix's scale.")
+        raise ValueError(f"nothing to calibrate: no hidden matrix has a name that ends in {' or '.join(only)}.")
     scales = {}
     for matrix, (norm, gradient) in zip(blind, sizes(model, batches, [m.weight for m in blind]), strict=True):
         if not (norm > 0 and 0 < gradient < math.inf):
             raise ValueError(
                 f"{matrix.name} has norm {norm} and a gradient of norm {gradient}; it has no scale to set."
             )
-        scales[matrix.name] = math.sqrt(lr * gradient / (rho * norm))
-    with torch.no_grad():
-        for matrix in blind:
-            for rows in (matrix.weight, *matrix.biases):
-                rows.of(rows.parameter).mul_(scales[matrix.name])
+        scales[matrix.name] = math.sqrt(rate[matrix.weight.parameter] * gradient / (rho * norm))
     return scales
 
 
-def relative_steps(
-    model: Any, batches: Iterable[Sequence[Tensor]], lr: float, rates: Mapping[str, float] | None = None
-) -> dict[str, float]:
-    """lr ||g|| / ||w|| of a first step of plain SGD: of every matrix, q, k and v apart, and every other parameter.
+def blind_matrices(model: Any, lr: float | Mapping[str, float]) -> list[Matrix]:
+    """Of those that train, and have a rate. ValueError if there are none."""
+    rate = rates_by_parameter(model, lr)
+    if blind := [matrix for matrix in matrices(model) if matrix.blind and matrix.weight.parameter in rate]:
+        return blind
+    raise ValueError(
+        "nothing to calibrate: QKNorm and MidNorm hide no matrix that an SGD steps. Use --placement dnt and "
+        "--optimizer msgdw, or do not calibrate."
+    )
 
-    inf where w is zero. rates: of parameters whose rate is not lr, by name. Other arguments as for calibrate.
+
+@torch.no_grad()
+def rescale(model: Any, scales: Mapping[str, float]) -> None:
+    """Multiply matrices by their factors, and the biases that go with them."""
+    for matrix in matrices(model):
+        if matrix.name in scales:
+            for rows in (matrix.weight, *matrix.biases):
+                rows.of(rows.parameter).mul_(scales[matrix.name])
+
+
+def relative_steps(
+    model: Any, batches: Iterable[Sequence[Tensor]], lr: float | Mapping[str, float]
+) -> dict[str, float]:
+    """lr ||g|| / ||w|| of a step of SGD without momentum: of every matrix, q, k and v apart, and every other parameter.
+
+    Of those that train and are not zero. Arguments as for calibrate.
     """
+    rate = rates_by_parameter(model, lr)
     parts = {matrix.name: matrix.weight for matrix in matrices(model)}
     split = {rows.parameter for rows in parts.values()}
     parts |= {name: Rows(p) for name, p in model.named_parameters() if p not in split}
-    found = sizes(model, batches, list(parts.values()))
-    return {
-        name: (rates or {}).get(name, lr) * gradient / norm if norm else math.inf
-        for name, (norm, gradient) in zip(parts, found, strict=True)
-    }
+    parts = {name: rows for name, rows in parts.items() if rows.parameter in rate}
+    found = zip(parts.items(), sizes(model, batches, list(parts.values())), strict=True)
+    return {name: rate[rows.parameter] * gradient / norm for (name, rows), (norm, gradient) in found if norm}
+
+
+def rates_by_parameter(model: Any, lr: float | Mapping[str, float]) -> dict[Tensor, float]:
+    """Of those that train, and have one."""
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rates = lr if isinstance(lr, Mapping) else dict.fromkeys(trains, lr)
+    return {p: rates[name] for name, p in trains.items() if name in rates}
 
 
 def sizes(model: Any, batches: Iterable[Sequence[Tensor]], parts: Sequence[Rows]) -> list[tuple[float, float]]:

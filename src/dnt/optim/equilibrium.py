@@ -15,7 +15,15 @@ def equilibrium_step(lr: float, weight_decay: float, momentum: float) -> float:
 
 
 def equilibrium_decay(step: float, lr: float, momentum: float) -> float:
-    """The weight decay with which the relative step approaches `step`: (step / (1 - mu))^2 / (2 lr)."""
+    """The weight decay with which the relative step approaches `step`: (step / (1 - mu))^2 / (2 lr).
+
+    ValueError for a step that no decay keeps up: one would take all of the weights.
+    """
+    if not (lr > 0 and 0 <= momentum < 1):
+        raise ValueError(f"lr is {lr}, momentum {momentum}; an equilibrium takes lr > 0 and a momentum from 0 to 1.")
+    most = (1 - momentum) * sqrt(2)
+    if not 0 < step < most:
+        raise ValueError(f"equilibrium is {step}; at momentum {momentum:g} it must be between 0 and {most:.3g}.")
     return (step / (1 - momentum)) ** 2 / (2 * lr)
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from dnt.lookup import lookup
 from dnt.optim.equilibrium import equilibrium_decay
-from dnt.optim.groups import decay_groups, ends_and_rest, param_groups, rated_groups
-from dnt.optim.kinds import KINDS
+from dnt.optim.groups import decay_groups, ends_and_rest, param_groups
+from dnt.optim.kinds import RATES
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
 
@@ -86,14 +86,13 @@ def build_optimizer(name: str, model: nn.Module, options: Mapping[str, Any]) -> 
     step = options.get("equilibrium")
     if step and "momentum" in chosen:
         chosen["weight_decay"] = equilibrium_decay(step, chosen["lr"], chosen["momentum"])
-    rates = {kind: rate for kind in KINDS if (rate := options.get(f"{kind}_rate", 1.0)) not in (None, 1)}
+    rates = {rate: options[rate] for rate in RATES if options.get(rate) is not None}
     if members.name == "model":
-        if rates:
-            raise ValueError(f"{name} has rates of its own; drop --{'-rate, --'.join(rates)}-rate.")
+        if given := [rate for rate, value in rates.items() if value != 1]:
+            raise ValueError(f"{name} has rates of its own; drop {', '.join(given)}.")
         optimizer = factory(model, **chosen)
     else:
-        groups = rated_groups(model, param_groups(model, chosen["weight_decay"]), chosen["lr"], rates)
-        optimizer = factory(groups, **chosen)
+        optimizer = factory(param_groups(model, chosen["weight_decay"], chosen["lr"], **rates), **chosen)
     for group in optimizer.param_groups if step else ():
         if "momentum" in group:
             group["equilibrium"] = step

@@ -7,11 +7,30 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import SGD
 
 
-def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Two optimizer groups that hold every trainable parameter exactly once (a tied one too)."""
-    return decay_groups(model.parameters(), weight_decay)
+def param_groups(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    lr: float | None = None,
+    *,
+    embedding_rate: float = 1.0,
+    position_rate: float | None = None,
+    head_rate: float = 1.0,
+    gain_rate: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Optimizer groups that hold every trainable parameter exactly once (a tied one too): what decays, and what not.
+
+    With rates, which are multiples of `lr`, of a GPT or ViT: one more group for each kind that has its own. Positions
+    have the embeddings' if none is given; a tied head is the embedding; gains are the norms', and the blocks' biases.
+    ValueError for a rate below 0, of a kind that the model has none of, or without lr.
+    """
+    given = {"embedding": embedding_rate, "position": position_rate, "head": head_rate, "gain": gain_rate}
+    usual = {"embedding": 1.0, "position": embedding_rate, "head": 1.0, "gain": 1.0}
+    rates = {kind: rate for kind, rate in given.items() if rate is not None and rate != usual[kind]}
+    groups = decay_groups(model.parameters(), weight_decay)
+    return rated_groups(model, groups, lr, rates) if rates else groups
 
 
 def decay_groups(members: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -24,14 +43,12 @@ def decay_groups(members: Iterable[nn.Parameter], weight_decay: float) -> list[d
 
 
 def rated_groups(
-    model: Any, groups: list[dict[str, Any]], lr: float, rates: Mapping[str, float]
+    model: Any, groups: list[dict[str, Any]], lr: float | None, rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The same groups, and for each kind in `rates` those of its parameters apart, with lr times its rate.
-
-    Positions are embeddings too, unless they have a rate. ValueError for a rate below 0, or of a kind that the model
-    has none of.
-    """
-    kinds = kinds_of(model) if rates else {}
+    """The same groups, and for each kind in `rates` those of its parameters apart; see param_groups."""
+    if lr is None:
+        raise ValueError(f"{'_rate, '.join(rates)}_rate: a rate is a multiple of lr; give lr to param_groups too.")
+    kinds = kinds_of(model)
     if "position" not in rates:
         kinds = {p: kind.replace("position", "embedding") for p, kind in kinds.items()}
     for kind, rate in rates.items():
@@ -58,6 +75,13 @@ def kinds_of(model: Any) -> dict[nn.Parameter, str]:
             for p in module.parameters():
                 kinds.setdefault(p, kind)
     return kinds | {p: "gain" for p in model.parameters() if p.ndim < 2 and p not in kinds}
+
+
+def sgd_rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
+    """The learning rates of the parameters that an SGD steps, by name."""
+    parts = [part for part in getattr(optimizer, "parts", [optimizer]) if isinstance(part, SGD)]
+    rates = {p: group["lr"] for part in parts for group in part.param_groups for p in group["params"]}
+    return {name: rates[p] for name, p in model.named_parameters() if p in rates}
 
 
 def ends_and_rest(model: Any) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -16,6 +16,9 @@ class MSGDW(SGD):
 
     bound > 0: no step is longer than this share of the parameter's norm, of those that have rows and columns:
     lr m min(1, bound ||w|| / (lr ||m||)); the momentum stays as it is.
+
+    As in torch, with nesterov the gradients are where the step is put together; with a bound too. Nothing as large as
+    the parameters is allocated but the momentum.
     """
 
     def __init__(
@@ -44,14 +47,20 @@ class MSGDW(SGD):
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                steps = self.directions(params, group["momentum"], group["nesterov"])
+                steps = self.directions(params, group["momentum"], group["nesterov"], bool(group["bound"]))
                 if group["bound"]:
-                    steps = bounded(steps, params, group["lr"], group["bound"])
+                    torch._foreach_mul_(steps, shares(steps, params, group["lr"], group["bound"]))
                 torch._foreach_add_(params, steps, alpha=-group["lr"])
         return loss
 
-    def directions(self, params: list[Tensor], momentum: float, nesterov: bool) -> list[Tensor]:
-        """m, or g + mu m."""
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What load_state_dict ends in; a state of an older version has no bound."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("bound", 0.0)
+
+    def directions(self, params: list[Tensor], momentum: float, nesterov: bool, apart: bool) -> list[Tensor]:
+        """m, or g + mu m; apart: not the momentum itself, but where the gradients were."""
         gradients = [p.grad for p in params if p.grad is not None]
         if not momentum:
             return gradients
@@ -61,14 +70,17 @@ class MSGDW(SGD):
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, gradients)
-        return list(torch._foreach_add(gradients, buffers, alpha=momentum)) if nesterov else buffers
+        if nesterov:
+            torch._foreach_add_(gradients, buffers, alpha=momentum)
+        elif apart:
+            torch._foreach_copy_(gradients, buffers)
+        return gradients if nesterov or apart else buffers
 
 
-def bounded(steps: list[Tensor], params: list[Tensor], lr: float, bound: float) -> list[Tensor]:
-    """Each step, shortened to lr ||step|| <= bound ||p|| if p has rows and columns and is not zero."""
+def shares(steps: list[Tensor], params: list[Tensor], lr: float, bound: float) -> list[Tensor]:
+    """Of each step, with which lr ||step|| <= bound ||p|| if p has rows and columns and is not zero."""
     norms, lengths = torch._foreach_norm(params), torch._foreach_norm(steps)
-    factors = [
+    return [
         torch.where(norm > 0, (bound * norm / (lr * length)).clamp(max=1), 1.0) if p.ndim >= 2 else norm.new_ones(())
         for p, norm, length in zip(params, norms, lengths, strict=True)
     ]
-    return list(torch._foreach_mul(steps, factors))

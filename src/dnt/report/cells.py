@@ -12,11 +12,11 @@ from dnt.files import read_json
 from dnt.lookup import lookup
 from dnt.nn.config import GPT_SIZES, VIT_SIZES
 from dnt.nn.placement import PLACEMENTS, Placement, Slots
-from dnt.optim.kinds import KINDS
+from dnt.optim.kinds import RATES
 from dnt.runs import EXPERIMENT, Run
-from dnt.settings import FIXED, SHAPE, VARIATIONS, Recipe
+from dnt.settings import FIXED, OF_SGD, SHAPE, VARIATIONS, FitSettings, Recipe
 
-OF_GROUPS = {name: getattr(Recipe, name) for name in (*(f"{kind}_rate" for kind in KINDS), "equilibrium")}
+OF_GROUPS = {name: getattr(Recipe, name) for name in (*RATES, "equilibrium", "bound")}  # in those that have one
 PACE = ("batch_size", "steps", "warmup")
 PHASES = ("tuning", "winners")  # the folders of a tuned experiment
 MEASURED_ALIKE = ("precision", "compile", "eval_tokens")
@@ -182,16 +182,16 @@ def labels(configs: list[dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
             beyond = found[name] * batch_size - int(usual[name]) * usual_size  # in samples
             if batch_size != usual_size and abs(beyond) < batch_size:
                 del found[name]  # at equal tokens it follows from the batch size, to a step
-    differing = ({name: shown(v) for name, v in found.items() if shown(v) != usual[name]} for found in of_all)
-    return [", ".join(f"{name} {value}".strip() for name, value in with_names(found).items()) for found in differing]
+    return [in_words(found, usual) for found in of_all]
 
 
-def with_names(found: dict[str, str]) -> dict[str, str]:
-    """What belongs to a variation that has a name, as that name alone."""
+def in_words(found: dict[str, Any], usual: dict[str, str]) -> str:
+    """What is not as usual; of a variation that has a name, that name."""
+    differing = {name: f"{name} {shown(v)}" for name, v in found.items() if shown(v) != usual[name]}
     for name, parts in VARIATIONS.items():
-        if all(found.get(part) == shown(value) for part, value in parts.items()):
-            found = {name: ""} | {part: value for part, value in found.items() if part not in parts}
-    return found
+        if differing.keys() & parts and all(shown(found.get(part)) == shown(value) for part, value in parts.items()):
+            differing = {name: name} | {part: words for part, words in differing.items() if part not in parts}
+    return ", ".join(differing.values())
 
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
@@ -200,10 +200,15 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
     of_a_mixture = (other for other in others if other.keys() - OF_GROUPS.keys() != group.keys() - OF_GROUPS.keys())
     second: dict[str, Any] = next(of_a_mixture, {})
     of_second = {"adamw_lr" if name == "lr" else f"second {name}": value for name, value in second.items()}
-    known = config["model"] | config["training"] | group | of_second | OF_GROUPS
+    known = asdict(FitSettings()) | config["model"] | config["training"] | group | of_second | OF_GROUPS
     for of_kind in config["optimizer"]["groups"]:
         known |= {name: of_kind[name] for name in OF_GROUPS.keys() & of_kind.keys()}
-    return {name: v for name, v in known.items() if name not in ("placement", "seed", "lr", "weight_decay", *FIXED)}
+    unheard = () if "momentum" in group else OF_SGD
+    placement = config["model"].get("placement")
+    if isinstance(placement, str) and placement in PLACEMENTS and not PLACEMENTS[placement].hides:
+        unheard = (*unheard, "calibrate")
+    left_out = ("placement", "seed", "lr", "weight_decay", *unheard, *FIXED)
+    return {name: v for name, v in known.items() if name not in left_out}
 
 
 def shown(value: Any) -> str:

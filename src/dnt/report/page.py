@@ -237,7 +237,7 @@ def relative_steps(cells: tuple[Cell, ...]) -> go.Figure:
         for kind, color in zip(kinds[0], COLORS * 2, strict=False):
             figure.add_scatter(
                 x=[row["step"] for row in rows],
-                y=[found[kind] for found in kinds],
+                y=[found.get(kind) for found in kinds],
                 mode="lines+markers",
                 name=kind,
                 legendgroup=kind,
