@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 import dnt
-from dnt.optim.factory import build_optimizer
 from dnt.settings import VARIATIONS
 
 KINDS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.1", "mlp.2")
@@ -28,7 +27,8 @@ def trained(data, spared: tuple[str, ...], seed: int, steps: int, out: Path) -> 
     batches = [data.train.batch(seed, i, 64) for i in range(4)]
     if only := [kind for kind in KINDS if kind not in spared]:
         dnt.calibrate(model, batches, LR, rho, only)
-    optimizer = build_optimizer("msgdw", model, {"lr": LR, "weight_decay": WEIGHT_DECAY} | recipe)
+    rates = {"embedding_rate": recipe.pop("embedding_rate"), "gain_rate": recipe.pop("gain_rate")}
+    optimizer = dnt.MSGDW(dnt.param_groups(model, WEIGHT_DECAY, LR, **rates), LR, **recipe)
     options = {"steps": steps, "warmup": steps // 10, "eval_every": steps, "checkpoint_every": steps}
     done = (out / "config.json").exists()
     return dnt.fit(model, data, optimizer, seed=seed, out=out, resume=done, progress=False, **options).end

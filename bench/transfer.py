@@ -26,26 +26,35 @@ SIZES = {
     "batch / 4": {"batch_size": 8, "steps": 800, "warmup": 80},
     "steps x4": {"steps": 800, "warmup": 80},
 }
+RATES = {"adamw": (1e-3, 3e-3, 1e-2, 3e-2), "msgdw": (0.03, 0.1, 0.3, 1.0)}
+STEP_DECAY = 1e-3  # lr x weight decay, the same at every rate
 METHODS = {
-    "pre-LN + AdamW": {"placements": ("pre-ln",), "optimizers": ("adamw",), "lr": "adamw=1e-3,3e-3,1e-2,3e-2"},
-    "DNT + mSGDW": {"placements": ("dnt",), "optimizers": ("msgdw",), "lr": "msgdw=0.03,0.1,0.3,1.0"},
-    "DNT + mSGDW, calibrated": {
-        **{"placements": ("dnt",), "optimizers": ("msgdw",), "lr": "msgdw=0.03,0.1,0.3,1.0"},
-        **VARIATIONS["calibrated"],
-        "weight_decay": ("msgdw=3e-3",),
-    },
+    "pre-LN + AdamW": {"placements": ("pre-ln",), "optimizers": ("adamw",)},
+    "DNT + mSGDW": {"placements": ("dnt",), "optimizers": ("msgdw",)},
+    "DNT + mSGDW, calibrated": {"placements": ("dnt",), "optimizers": ("msgdw",)} | VARIATIONS["calibrated"],
 }
 
 
 def losses(data: str, method: str, size: str, folder: Path) -> dict[str, float | None]:
     """Validation loss at each rate; None where it diverged."""
     options = BASE | SIZES[size] | METHODS[method]
-    steps = {"eval_every": options["steps"], "checkpoint_every": options["steps"]}
-    out = folder / f"{method} {size}".replace(" ", "-").replace("/", "over").lower()
-    lr = (options.pop("lr"),)
-    comparison = dnt.compare(data=data, tokenizer="char", vary=(), out=str(out), **options | steps | {"lr": lr})
-    [cell] = comparison.cells
-    return {f"{s.lr:g}": None if s.diverged else round(s.validation, 4) for s in cell.settings}
+    [optimizer] = options["optimizers"]
+    found = {}
+    for rate in RATES[optimizer]:
+        comparison = dnt.compare(
+            data=data,
+            tokenizer="char",
+            vary=(),
+            lr=(f"{optimizer}={rate}",),
+            weight_decay=(f"{optimizer}={STEP_DECAY / rate}",),
+            eval_every=options["steps"],
+            checkpoint_every=options["steps"],
+            out=str(folder / f"{method} {size} {rate:g}".replace(" ", "-").replace("/", "over").lower()),
+            **options,
+        )
+        [setting] = comparison.cells[0].settings
+        found[f"{rate:g}"] = None if setting.diverged else round(setting.validation, 4)
+    return found
 
 
 def figure(found: dict[str, dict[str, dict[str, float | None]]]) -> go.Figure:
@@ -54,6 +63,8 @@ def figure(found: dict[str, dict[str, dict[str, float | None]]]) -> go.Figure:
     for column, sizes in enumerate(found.values(), 1):
         for (size, of_size), color in zip(sizes.items(), COLORS, strict=False):
             there = {float(lr): loss for lr, loss in of_size.items() if loss is not None}
+            if not there:
+                continue
             best = min(there, key=there.__getitem__)
             shared = {"legendgroup": size, "line": {"color": color}, "row": 1, "col": column}
             rates, values = list(there), list(there.values())
@@ -80,7 +91,8 @@ def main() -> None:
         method: {size: losses(arguments.data, method, size, arguments.runs) for size in SIZES}
         for method in arguments.methods
     }
-    report = {"data": Path(arguments.data).name, "base": BASE, "sizes": SIZES, "seed": 0, "validation": found}
+    shared = {"data": Path(arguments.data).name, "base": BASE, "sizes": SIZES, "lr x wd": STEP_DECAY, "seed": 0}
+    report = shared | {"validation": found}
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     figure(found).write_html(arguments.runs / "transfer.html")
 
