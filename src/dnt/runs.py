@@ -1,7 +1,8 @@
 """The run folder: its only reader and writer. No torch.
 
     config.json         what was asked for and what was found: settings, model, data, optimizer, machine
-    log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, deciles, end or diverged
+    log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, calibration,
+                        relative_steps, deciles, end or diverged
     model.safetensors   the weights at the last checkpoint: what load and sample read
     tokenizer.json      of text: how to turn it into the model's tokens and back
     checkpoint/         private resume state (dnt.checkpoints), a folder step-STEP; only --resume opens it
