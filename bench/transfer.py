@@ -26,7 +26,7 @@ SIZES = {
     "batch / 4": {"batch_size": 8, "steps": 800, "warmup": 80},
     "steps x4": {"steps": 800, "warmup": 80},
 }
-RATES = {"adamw": (1e-3, 3e-3, 1e-2, 3e-2), "msgdw": (0.03, 0.1, 0.3, 1.0)}
+RATES = {"adamw": (3e-3, 1e-2, 3e-2), "msgdw": (0.1, 0.3, 1.0)}
 STEP_DECAY = 1e-3  # lr x weight decay, the same at every rate
 METHODS = {
     "pre-LN + AdamW": {"placements": ("pre-ln",), "optimizers": ("adamw",)},

@@ -22,8 +22,9 @@ from tests.dnt.test_parallel import finish, needs_compiler, start
 
 
 def complaint(stderr: str) -> str:
-    """The last of what a command printed, behind the line that announces the run; no traceback."""
-    announced, line = stderr.strip().splitlines()
+    """The last of what a command printed, behind the lines that announce the run; no traceback."""
+    announced, *steps, line = stderr.strip().splitlines()
+    assert all(words.startswith("relative step") for words in steps) and len(steps) < 2
     assert announced.startswith("words.txt (") and line.startswith("dnt: ")
     return line
 

@@ -73,7 +73,8 @@ class MSGDW(SGD):
         if nesterov:
             torch._foreach_add_(gradients, buffers, alpha=momentum)
         elif apart:
-            torch._foreach_copy_(gradients, buffers)
+            for gradient, buffer in zip(gradients, buffers, strict=True):  # _foreach_copy_ knows no DTensor
+                gradient.copy_(buffer)
         return gradients if nesterov or apart else buffers
 
 
