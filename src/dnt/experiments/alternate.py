@@ -1,0 +1,95 @@
+"""Timing things side by side: a process for each, in turn, so that what slows the machine slows all of them."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from statistics import median
+from traceback import format_exc
+from typing import Any
+
+Measure = Callable[[], dict[str, float]]  # one round: seconds, or anything else, by name
+
+
+@dataclass
+class Measured:
+    """What one of the things did: a value by name for every round, and what it says at its end."""
+
+    rounds: list[dict[str, float]] = field(default_factory=list)
+    end: dict[str, Any] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        return median(found[name] for found in self.rounds)
+
+
+def paired_ratio(a: Measured, b: Measured, name: str) -> float:
+    """Median over the rounds of a / b, each of the same round."""
+    return median(mine[name] / other[name] for mine, other in zip(a.rounds, b.rounds, strict=True))
+
+
+def alternate(
+    builds: Mapping[str, Callable[[], tuple[Measure, Callable[[], dict[str, Any]]]]],
+    rounds: int,
+    environment: Mapping[str, str] | None = None,
+    show: Callable[[str, int], None] = lambda name, round: None,
+) -> dict[str, Measured]:
+    """Measure everything `rounds` times, in turn, and in the opposite order every other time.
+
+    builds: by name, a picklable function without arguments that a new process calls once; it returns the measurement of
+    one round, and what tells at the end what is to be kept beside (the peak of memory, say). Only one process computes
+    at a time; all stay in memory. environment: variables of the processes. RuntimeError with the process's traceback
+    if one fails.
+    """
+    context = get_context("spawn")
+    found = {name: Measured() for name in builds}
+    before = {name: os.environ.get(name) for name in environment or {}}
+    os.environ.update(environment or {})
+    pipes: dict[str, Connection] = {}
+    processes = []
+    try:
+        for name, build in builds.items():
+            pipes[name], far = context.Pipe()
+            process = context.Process(target=partial(serve, build, far), daemon=True)
+            process.start()
+            far.close()
+            processes.append(process)
+            receive(pipes[name], name)  # built
+        for i in range(rounds):
+            for name in list(builds)[:: 1 if i % 2 == 0 else -1]:
+                show(name, i)
+                pipes[name].send("round")
+                found[name].rounds.append(receive(pipes[name], name))
+        for name, pipe in pipes.items():
+            pipe.send("end")
+            found[name].end = receive(pipe, name)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for process in processes:
+            process.join(1)
+            process.kill()
+    return found
+
+
+def receive(pipe: Connection, name: str) -> Any:
+    try:
+        kind, content = pipe.recv()
+    except EOFError:
+        raise RuntimeError(f"{name}: its process died, of too little memory perhaps.") from None
+    if kind == "error":
+        raise RuntimeError(f"{name}: {content}")
+    return content
+
+
+def serve(build: Callable[[], tuple[Measure, Callable[[], dict[str, Any]]]], pipe: Connection) -> None:
+    """In the process: build, then measure as often as asked."""
+    try:
+        measure, end = build()
+        pipe.send(("built", None))
+        while pipe.recv() == "round":
+            pipe.send(("round", measure()))
+        pipe.send(("end", end()))
+    except Exception:
+        pipe.send(("error", format_exc()))
