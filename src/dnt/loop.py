@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -86,6 +86,7 @@ class Loop:
         self.recent: list[tuple[Tensor, Tensor, float]] = []  # of steps not yet logged: loss, gradient norm, its bound
         self.recent_from = 0.0  # clock when the first timed of them began
         self.untimed = int(compiled)  # of them: a process compiles in its first step
+        self.phase: Callable[[str], AbstractContextManager[Any]] = torch.profiler.record_function  # of a step, by name
         self.peak_memory = 0  # of processes before this one
         self.cpu_before = 0.0  # seconds, likewise
 
@@ -231,25 +232,31 @@ class Loop:
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-        mine = next(self.batches)
+        with self.phase("data"):
+            mine = next(self.batches)
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
+            with self.phase("data"):
+                batch = self.fabric.to_device([t[i :: self.accumulate] for t in mine])
             with self.no_sync(not last):
-                loss = self.objective(*self.fabric.to_device([t[i :: self.accumulate] for t in mine]))
-                self.fabric.backward(loss / self.accumulate)
+                with self.phase("forward"):
+                    loss = self.objective(*batch)
+                with self.phase("backward"):
+                    self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
-        bound = self.clip_bound()
-        norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
-        assert norm is not None
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.recent.append((torch.stack(losses).mean(), whole(norm), bound))
         self.step += 1
-        if self.average:
-            # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
-            share = (1 - settings.ema) / (1 - settings.ema**self.step)
-            torch._foreach_lerp_(*self.averages_and_weights(), share)
+        with self.phase("optimizer"):
+            bound = self.clip_bound()
+            norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
+            assert norm is not None
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.average:
+                # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
+                share = (1 - settings.ema) / (1 - settings.ema**self.step)
+                torch._foreach_lerp_(*self.averages_and_weights(), share)
+        self.recent.append((torch.stack(losses).mean(), whole(norm), bound))
         if len(self.recent) == self.untimed:
             float(losses[-1])  # waits for a GPU
             self.recent_from = time.perf_counter()
@@ -291,6 +298,11 @@ class Loop:
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
+        with self.phase("logging"):
+            return self.logged()
+
+    def logged(self) -> tuple[float, float]:
+        """What log_recent returns, once it is written."""
         means = self.fabric.all_reduce(torch.stack([loss for loss, _, _ in self.recent]), reduce_op="mean")
         losses, norms = means.tolist(), torch.stack([norm for _, norm, _ in self.recent]).tolist()  # waits for a GPU
         seconds = time.perf_counter() - self.recent_from
