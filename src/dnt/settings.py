@@ -266,7 +266,7 @@ class Cells(Recipe):
 
 UNMEASURED = (  # fields of a recipe that change nothing in what a step computes, or have another name in a benchmark
     *("steps", "schedule", "warmup", "floor", "calibrate", "eval_every", "eval_tokens", "checkpoint_every", "data"),
-    *("tokenizer", "column", "devices", "nodes", "strategy", "precision", "adamw_lr", "betas"),
+    *("tokenizer", "column", "devices", "nodes", "strategy", "precision"),
 )
 
 

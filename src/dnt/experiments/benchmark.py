@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from dnt.machine import best_precision, can_compile, describe_machine
 from dnt.nn.config import GPT_SIZES
 from dnt.nn.flops import training_flops
 from dnt.report.speed import Benchmark, Combination
-from dnt.settings import OF_SGD, PRECISIONS, BenchSettings, TrainSettings
+from dnt.settings import OF_OPTIMIZERS, OF_SGD, PRECISIONS, BenchSettings, TrainSettings
 from dnt.train import check_combination, check_machine
 
 
@@ -36,11 +37,12 @@ def benchmark(settings: BenchSettings | None = None, **options: Any) -> Benchmar
     for cell in cells.values():
         check_combination(cell, cell.precision)
         check_machine(cell, cell.precision)
-    measured = alternate(
-        {way.name: partial(timed_steps, cell, way.threads, settings.steps_per_round) for way, cell in cells.items()},
-        settings.rounds,
-        show=lambda name, i: print(f"[{i + 1}/{settings.rounds}] {name}", file=sys.stderr, flush=True),
-    )
+    with TemporaryDirectory() as folder:
+        builds = {
+            way.name: partial(timed_steps, cell, Path(folder, str(i)), way.threads, settings.steps_per_round)
+            for i, (way, cell) in enumerate(cells.items())
+        }
+        measured = alternate(builds, settings.rounds, show=partial(show, settings.rounds))
     config = config_of(next(iter(cells.values())))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = Benchmark(
@@ -57,17 +59,21 @@ def benchmark(settings: BenchSettings | None = None, **options: Any) -> Benchmar
     return result
 
 
+def show(rounds: int, name: str, i: int) -> None:
+    print(f"[{i + 1}/{rounds}] {name}", file=sys.stderr, flush=True)
+
+
 def ways(settings: BenchSettings) -> list[tuple[TrainSettings, int]]:
     """What is timed, each with its number of threads; ValueError naming what is wrong with one."""
     default = torch.get_num_threads()
-    precisions, threads, compiled = settings.precisions, settings.threads or (default,), [settings.compile]
+    precisions, threads = settings.precisions, settings.threads or (default,)
+    compiled = [settings.compile and can_compile()]
     if settings.suggest:
         if precisions == BenchSettings.precisions:
             precisions = ("auto", *precisions_here())
         if not settings.threads and not torch.cuda.is_available():
             threads = (default, *(1 << i for i in range(cores().bit_length()) if 1 << i < cores()), cores())
-        if settings.compile and can_compile():
-            compiled = [True, False]
+        compiled = list(dict.fromkeys([*compiled, False]))
     precisions = tuple(best_precision() if name == "auto" else name for name in precisions)
     found = [
         (replace(cell, precision=precision, compile=compile), count)
@@ -90,9 +96,17 @@ def cells_of(settings: BenchSettings) -> list[TrainSettings]:
     if not settings.reads_images:
         size: Any = lookup(GPT_SIZES, settings.model, "model")
         shared["tokenizer"] = f"ids:{settings.vocab_size or size.vocab_size}"
+    pairs = [
+        (placement, optimizer, options_of(lookup(optimizers, optimizer, "optimizer")))
+        for placement, optimizer in product(settings.placements, settings.optimizers)
+    ]
+    for name in (*OF_OPTIMIZERS, *OF_SGD):
+        heard = any(says_something(name, placement, takes) for placement, _, takes in pairs)
+        if getattr(settings, name) != getattr(BenchSettings, name) and not heard:
+            of = ", ".join(settings.optimizers)
+            raise ValueError(f"--{name.replace('_', '-')} says nothing to {of}; drop it, or name another optimizer.")
     cells = []
-    for placement, optimizer in product(settings.placements, settings.optimizers):
-        takes = options_of(lookup(optimizers, optimizer, "optimizer"))
+    for placement, optimizer, takes in pairs:
         unheard = {name: getattr(TrainSettings, name) for name in OF_SGD if not says_something(name, placement, takes)}
         cells.append(checked(TrainSettings(**shared | unheard, placement=placement, optimizer=optimizer)))
     return cells

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -80,17 +79,20 @@ class Scales:
         yield
 
 
-def timed_steps(settings: TrainSettings, threads: int, steps: int) -> tuple[Measure, Callable[[], dict[str, Any]]]:
+def timed_steps(
+    settings: TrainSettings, folder: Path, threads: int, steps: int
+) -> tuple[Measure, Callable[[], dict[str, Any]]]:
     """For dnt.experiments.alternate: a round is so many steps and a log row; seconds a step, in all and by phase.
 
-    settings: with a tokenizer ids:VOCAB and a precision that is not auto. At the end: bytes of weights, gradients,
+    settings: with a tokenizer ids:VOCAB and a precision that is not auto. folder: an empty one, for the log; whoever
+    made it removes it. At the end: bytes of weights, gradients,
     optimizer state and activations, the peak of the process and what it held before there was a model (on a GPU 0),
     and the floating-point operations a second of its matrix products.
     """
     torch.set_num_threads(threads)
-    resources = ExitStack()
     before = peak_memory_bytes(torch.device("cpu"))
-    loop = resources.enter_context(endless_loop(settings))
+    resources = ExitStack()
+    loop = resources.enter_context(endless_loop(settings, folder))
     device = loop.fabric.device
     loop.train_step()  # compiles
     loop.phase = scales = Scales(loop)
@@ -120,22 +122,22 @@ def timed_steps(settings: TrainSettings, threads: int, steps: int) -> tuple[Meas
 
 
 @contextmanager
-def endless_loop(settings: TrainSettings) -> Iterator[Loop]:
-    """The loop of a training on random data that never ends, with its batches under way, in a temporary run folder."""
+def endless_loop(settings: TrainSettings, folder: Path) -> Iterator[Loop]:
+    """The loop of a training on random data that never ends, with its batches under way."""
     options = {field.name: getattr(settings, field.name) for field in fields(FitSettings)}
-    options |= {"steps": ENDLESS, "warmup": ENDLESS}
+    endless = FitSettings(**options | {"steps": ENDLESS, "warmup": ENDLESS})
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    with TemporaryDirectory() as folder:
-        config, data = config_and_data(settings, Path(folder))
-        model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
-        optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
-        fabric = make_fabric(FitSettings(**options), settings.precision)
-        fabric.launch()
-        with deterministic(fabric.device):
-            loop = Loop(fabric, model, data, optimizer, Run(Path(folder)), FitSettings(**options), settings.seed)
-            loop.model.train()
-            with loop.board, closing(ahead(loop.remaining())) as loop.batches:
-                yield loop
+    config, data = config_and_data(settings, folder)
+    model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
+    optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
+    fabric = make_fabric(endless, settings.precision)
+    fabric.launch()
+    with deterministic(fabric.device):
+        loop = Loop(fabric, model, data, optimizer, Run(folder), endless, settings.seed)
+        loop.model.train()
+        with loop.board, closing(ahead(loop.remaining())) as loop.batches:
+            yield loop
 
 
 def config_and_data(settings: TrainSettings, folder: Path) -> tuple[GPTConfig | ViTConfig, Any]:
