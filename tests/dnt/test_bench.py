@@ -18,6 +18,7 @@ from dnt.experiments.steps import timed_steps
 from dnt.nn.flops import training_flops
 from dnt.report.speed import PHASES, Benchmark, Combination
 from dnt.settings import BenchSettings
+from tests.conftest import OPTIONS, tiny_model, tiny_msgdw
 from tests.dnt.test_cli import complaint
 
 SHAPE = {"depth": 1, "dim": 32, "heads": 2, "batch_size": 4, "compile": False, "precisions": ("32",)}
@@ -139,6 +140,14 @@ def test_what_is_saved_for_the_backward_pass_is_counted_once(compiled):
     assert sum(found.values()) == 4 * 10 * (8 + 16), "the input, and the ReLU's output, which two layers need"
     loss.backward()
     assert layers[0].weight.grad is not None
+
+
+def test_a_profilers_trace_of_any_training_shows_the_phases(workplace):
+    data, model = dnt.prepare("words.txt", context=16), tiny_model()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        dnt.fit(model, data, tiny_msgdw(model), out="run", **OPTIONS | {"steps": 2})
+    counts = {event.key: event.count for event in profiler.key_averages()}
+    assert {name: counts[name] for name in PHASES} == {"data": 4, **dict.fromkeys(PHASES[1:4], 2), "logging": 1}
 
 
 GPTS = [{}, {"placement": "pre-ln", "activation": "swiglu", "kv_heads": 2, "tie_embeddings": False}]

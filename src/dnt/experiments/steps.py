@@ -59,8 +59,8 @@ class Stopwatch:
         return {name: sum(a.elapsed_time(b) for a, b in pairs) / 1000 for name, pairs in self.marks.items()}
 
 
-class Scales:
-    """Bytes that a step holds: what its forward pass saves, and the gradients once all are there."""
+class HeldBytes:
+    """Bytes that a step holds, noted as it passes its phases: activations after forward, gradients once all are there."""
 
     def __init__(self, loop: Loop):
         self.loop = loop
@@ -84,10 +84,10 @@ def timed_steps(
 ) -> tuple[Measure, Callable[[], dict[str, Any]]]:
     """For dnt.experiments.alternate: a round is so many steps and a log row; seconds a step, in all and by phase.
 
-    settings: with a tokenizer ids:VOCAB and a precision that is not auto. folder: an empty one, for the log; whoever
-    made it removes it. At the end: bytes of weights, gradients,
-    optimizer state and activations, the peak of the process and what it held before there was a model (on a GPU 0),
-    and the floating-point operations a second of its matrix products.
+    settings: with a tokenizer ids:VOCAB and a precision that is not auto. folder: a new one, for the log; whoever
+    wants it removed removes it. At the end: bytes of weights, gradients, optimizer state and activations, the peak of
+    the process and what it held before there was a model (on a GPU 0), and the floating-point operations a second of
+    its matrix products.
     """
     torch.set_num_threads(threads)
     before = peak_memory_bytes(torch.device("cpu"))
@@ -95,7 +95,7 @@ def timed_steps(
     loop = resources.enter_context(endless_loop(settings, folder))
     device = loop.fabric.device
     loop.train_step()  # compiles
-    loop.phase = scales = Scales(loop)
+    loop.phase = weighed = HeldBytes(loop)
     loop.train_step()
     loop.log_recent()
 
@@ -110,7 +110,7 @@ def timed_steps(
     def end() -> dict[str, Any]:
         held = {
             "weights": tensor_bytes(loop.model.parameters()),
-            **scales.held,
+            **weighed.held,
             "state": state_bytes(loop.optimizer),
             "peak": peak_memory_bytes(device),
             "before": 0 if device.type == "cuda" else before,
