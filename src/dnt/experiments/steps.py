@@ -60,7 +60,7 @@ class Stopwatch:
 
 
 class HeldBytes:
-    """Bytes that a step holds, noted as it passes its phases: activations after forward, gradients once all are there."""
+    """Bytes that a step holds: activations once its forward pass is over, gradients once all of them are there."""
 
     def __init__(self, loop: Loop):
         self.loop = loop
