@@ -28,6 +28,9 @@ NO_TORCH += [
     "report.cells",
     "report.summary",
     "report.page",
+    "report.speed",
+    "nn.flops",
+    "experiments.alternate",
     "experiments.compare",
 ]
 
@@ -67,7 +70,9 @@ def test_what_needs_no_torch_does_not_import_it():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["train", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["--help"], ["train", "--help"], ["bench", "--help"], ["compare", "--help"]]
+)
 def test_list_and_help_never_import_torch(arguments):
     code = (
         "import sys; from dnt.cli import main\n"

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dnt.data.images import prepare_images as prepare_images
     from dnt.data.tokens import prepare as prepare
     from dnt.experiments.ablate import ablate as ablate
+    from dnt.experiments.benchmark import benchmark as benchmark
     from dnt.experiments.compare import compare as compare
     from dnt.experiments.tune import tune as tune
     from dnt.interchange.gpt2 import load_gpt2 as load_gpt2
@@ -65,6 +66,7 @@ PUBLIC = {
     "ViT": "dnt.nn.vit",
     "ViTConfig": "dnt.nn.config",
     "ablate": "dnt.experiments.ablate",
+    "benchmark": "dnt.experiments.benchmark",
     "calibrate": "dnt.nn.calibrate",
     "compare": "dnt.experiments.compare",
     "export": "dnt.interchange.huggingface",

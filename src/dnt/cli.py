@@ -13,7 +13,15 @@ from dnt.interrupt import ProcessLost
 from dnt.lookup import lookup
 from dnt.recipes import RECIPES
 from dnt.redact import redacted
-from dnt.settings import AblateSettings, CompareSettings, Recipe, SampleSettings, TrainSettings, TuneSettings
+from dnt.settings import (
+    AblateSettings,
+    BenchSettings,
+    CompareSettings,
+    Recipe,
+    SampleSettings,
+    TrainSettings,
+    TuneSettings,
+)
 
 
 def train(settings: TrainSettings) -> None:
@@ -44,6 +52,15 @@ def ablate(settings: AblateSettings) -> None:
     result = import_module("dnt.experiments.ablate").ablate(settings)
     console().print(import_module("dnt.report.gradients").table(result))
     show(result)
+
+
+def bench(settings: BenchSettings) -> None:
+    """Time training steps of one model in every combination, side by side; two tables."""
+    result = import_module("dnt.experiments.benchmark").benchmark(settings)
+    console().print(result.table())
+    console().print(result.memory_table())
+    if settings.suggest:
+        print(result.suggestion)
 
 
 def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
@@ -110,6 +127,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "tune": tune,
     "ablate": ablate,
     "train": train,
+    "bench": bench,
     "sample": sample,
     "list": list_tables,
     "data": data,

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import torch
 
+from dnt.analysis.memory import state_bytes
 from dnt.data.tokenizers import parse_spec, ready_made
 from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
@@ -49,7 +50,7 @@ def plan(settings: TrainSettings) -> str:
         model.loss(x, y).backward()
         optimizer.step()
     parameters = sum(p.numel() for p in model.parameters())
-    state = sum(v.numel() * v.element_size() for slot in optimizer.state.values() for v in slot.values())
+    state = state_bytes(optimizer)
     held = ((12 if settings.ema else 8) * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
     step = settings.batch_size * tokens
     first = optimizer.param_groups[0]

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, NoReturn
 
@@ -97,6 +97,7 @@ class Loop:
         self.recent: list[tuple[Tensor, Tensor, float]] = []  # of steps not yet logged: loss, gradient norm, its bound
         self.recent_from = 0.0  # clock when the first timed of them began
         self.untimed = int(compiled)  # of them: a process compiles in its first step
+        self.phase: Callable[[str], AbstractContextManager[Any]] = torch.profiler.record_function  # of a step, by name
         self.peak_memory = 0  # of processes before this one
         self.cpu_before = 0.0  # seconds, likewise
 
@@ -242,27 +243,31 @@ class Loop:
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-        mine = next(self.batches)
-        self.optimizer.zero_grad()
+        with self.phase("data"):
+            mine = next(self.batches)
+        with self.phase("optimizer"):
+            self.optimizer.zero_grad()  # here, since a momentum in the gradient is multiplied by it
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
+            with self.phase("data"):
+                batch = self.fabric.to_device([t[i :: self.accumulate] for t in mine])
             with self.no_sync(not last):
-                loss = self.objective(*self.fabric.to_device([t[i :: self.accumulate] for t in mine]))
-                self.fabric.backward(loss / self.accumulate)
+                with self.phase("forward"):
+                    loss = self.objective(*batch)
+                with self.phase("backward"):
+                    self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
-        bound = self.clip_bound()
-        if self.in_grad:
-            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        else:
-            norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.recent.append((torch.stack(losses).mean(), whole(norm), bound))
         self.step += 1
-        if self.average:
-            # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
-            share = (1 - settings.ema) / (1 - settings.ema**self.step)
-            torch._foreach_lerp_(*self.averages_and_weights(), share)
+        with self.phase("optimizer"):
+            bound = self.clip_bound()
+            norm = self.clipped(bound)
+            self.optimizer.step()
+            if self.average:
+                # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
+                share = (1 - settings.ema) / (1 - settings.ema**self.step)
+                torch._foreach_lerp_(*self.averages_and_weights(), share)
+        self.recent.append((torch.stack(losses).mean(), whole(norm), bound))
         if len(self.recent) == self.untimed:
             float(losses[-1])  # waits for a GPU
             self.recent_from = time.perf_counter()
@@ -276,6 +281,14 @@ class Loop:
             step = equilibrium_step(group["lr"], group["weight_decay"], group.get("momentum", 0.0))
             bound = min(bound, self.settings.clip_equilibrium * step / group["lr"] * float(norm))
         return bound
+
+    def clipped(self, bound: float) -> Tensor:
+        """The norm of what stands in .grad, which the gradient's is brought down to the bound."""
+        if self.in_grad:
+            return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
+        assert norm is not None
+        return norm
 
     def averages_and_weights(self) -> tuple[list[Tensor], list[Tensor]]:
         """This process's parts of both, in the same order."""
@@ -304,6 +317,11 @@ class Loop:
 
     def log_recent(self) -> tuple[float, float]:
         """Log the steps since the last call: mean loss, and tokens a second. Stop if one of them was not finite."""
+        with self.phase("logging"):
+            return self.logged()
+
+    def logged(self) -> tuple[float, float]:
+        """What log_recent returns, once it is written."""
         means = self.fabric.all_reduce(torch.stack([loss for loss, _, _ in self.recent]), reduce_op="mean")
         losses, norms = means.tolist(), torch.stack([norm for _, norm, _ in self.recent]).tolist()  # waits for a GPU
         seconds = time.perf_counter() - self.recent_from

@@ -7,6 +7,7 @@ import resource
 import shutil
 import sys
 import sysconfig
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 import torch.utils.deterministic
+
+SIZES, GPU_SIZES, REPEATS = (1024, 2048, 4096), (4096, 8192), 3  # of the matrices that the peak is measured with
 
 
 def best_precision() -> str:
@@ -82,6 +85,30 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
     }
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The most floating-point operations a second of a square matrix product here, with this many threads.
+
+    The best of a few sizes: what a training step could reach if it were nothing else.
+    """
+    rates = []
+    for n in GPU_SIZES if device.type == "cuda" else SIZES:
+        a = torch.randn(n, n, device=device, dtype=dtype)
+        out = a @ a  # warms up
+        for _ in range(REPEATS):
+            wait(device)
+            start = time.perf_counter()
+            torch.mm(a, a, out=out)
+            wait(device)
+            rates.append(2 * n**3 / (time.perf_counter() - start))
+    return max(rates)
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -276,6 +276,62 @@ class Cells(Recipe):
         return Path(self.data).resolve().stem
 
 
+UNMEASURED = (  # fields of a recipe that change nothing in what a step computes, or have another name in a benchmark
+    *("steps", "schedule", "warmup", "floor", "calibrate", "eval_every", "eval_tokens", "checkpoint_every", "data"),
+    *("tokenizer", "column", "devices", "nodes", "strategy", "precision"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(Recipe):
+    """Time training steps of one model in every combination, side by side, and say what they hold in memory.
+
+    Each has a process of its own; all stay in memory, and one computes at a time (docs/performance.md). The data are
+    random and in memory.
+    """
+
+    data: str = "random"
+    placements: tuple[str, ...] = (GPTConfig.placement,)  # type: ignore[assignment]  # by name here
+    optimizers: tuple[str, ...] = ("msgdw",)
+    precisions: tuple[str, ...] = ("auto",)
+    threads: tuple[int, ...] = ()
+    """of the CPU; as many as a training would have if not given"""
+    vocab_size: int | None = None
+    """of a GPT, if not the named size's own"""
+    rounds: int = 7
+    """in each of which every combination has its turn, in alternating order"""
+    steps_per_round: int = 3
+    """and one log row after them; in a training it is ten steps a row"""
+    suggest: bool = False
+    """time the precisions this machine has, numbers of threads, compiled and eager; name the fastest and change nothing
+
+    Of one placement and one optimizer; what is given of precisions, threads and --no-compile is kept.
+    """
+    out: str | None = None
+    """a JSON file of all numbers"""
+
+    def check(self) -> None:
+        super().check()
+        for name in UNMEASURED:
+            if getattr(self, name) != getattr(BenchSettings, name):
+                instead = {"precision": "give --precisions", "tokenizer": "give --vocab-size"}.get(name, "drop it")
+                raise ValueError(f"--{name.replace('_', '-')} says nothing to a benchmark; {instead}.")
+        for name in ("placements", "optimizers", "precisions"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty; name at least one, or leave it out.")
+        for name in self.precisions:
+            lookup(PRECISIONS, name, "precision")
+        for name in ("rounds", "steps_per_round", "vocab_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if min(self.threads, default=1) < 1:
+            raise ValueError(f"threads is {min(self.threads)}; it must be at least 1.")
+        if self.suggest and (len(self.placements) > 1 or len(self.optimizers) > 1):
+            raise ValueError("--suggest is for one placement and one optimizer; name one of each.")
+        if self.reads_images and self.vocab_size is not None:
+            raise ValueError(f"--vocab-size says nothing to {self.model}, which reads images; drop it.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings(Cells):
     """Train every placement with every optimizer, learning rate and seed on the same data.

@@ -1,6 +1,7 @@
 """Timing things side by side: a process for each, in turn, so that what slows the machine slows all of them."""
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,6 +10,8 @@ from multiprocessing.connection import Connection
 from statistics import median
 from traceback import format_exc
 from typing import Any
+
+from dnt.interrupt import ProcessLost
 
 Measure = Callable[[], dict[str, float]]  # one round: seconds, or anything else, by name
 
@@ -40,7 +43,7 @@ def alternate(
     builds: by name, a picklable function without arguments that a new process calls once; it returns the measurement of
     one round, and what tells at the end what is to be kept beside (the peak of memory, say). Only one process computes
     at a time; all stay in memory. environment: variables of the processes. RuntimeError with the process's traceback
-    if one fails.
+    if one fails, ProcessLost if it died; the others are ended then.
     """
     context = get_context("spawn")
     found = {name: Measured() for name in builds}
@@ -64,12 +67,14 @@ def alternate(
         for name, pipe in pipes.items():
             pipe.send("end")
             found[name].end = receive(pipe, name)
+        for process in processes:
+            process.join()
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         for process in processes:
-            process.join(1)
             process.kill()
+            process.join()
     return found
 
 
@@ -77,14 +82,15 @@ def receive(pipe: Connection, name: str) -> Any:
     try:
         kind, content = pipe.recv()
     except EOFError:
-        raise RuntimeError(f"{name}: its process died, of too little memory perhaps.") from None
+        raise ProcessLost(f"{name}: its process died, of too little memory perhaps.") from None
     if kind == "error":
         raise RuntimeError(f"{name}: {content}")
     return content
 
 
 def serve(build: Callable[[], tuple[Measure, Callable[[], dict[str, Any]]]], pipe: Connection) -> None:
-    """In the process: build, then measure as often as asked."""
+    """In the process: build, then measure as often as asked. Ctrl-C is for the process that asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         measure, end = build()
         pipe.send(("built", None))
