@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnt.nn.attention import attention
 from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.norms import MakeNorm
 from dnt.nn.placement import Placement, Slots, placement_named
@@ -125,19 +126,9 @@ class Attention(nn.Module):
             q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.extend(k, v)
-        # On CPUs the bfloat16 backward of scaled_dot_product_attention is three times slower than float32's.
-        dtype = v.dtype if v.is_cuda else torch.promote_types(v.dtype, torch.float32)
-        with torch.autocast("cpu" if v.is_meta else v.device.type, enabled=False):  # there is none for meta
-            heads_BHTK = F.scaled_dot_product_attention(
-                q.to(dtype),
-                k.to(dtype),
-                v.to(dtype),
-                attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=self.causal and mask is None and q.shape[-2] > 1,  # a single token sees all that came before
-                enable_gqa=self.kv_heads < self.heads,
-            )
-        return self.out(heads_BHTK.to(v.dtype).transpose(-2, -3).flatten(-2))
+        causal = self.causal and mask is None and q.shape[-2] > 1  # a single token sees all that came before
+        heads_BHTK = attention(q, k, v, causal, mask, self.dropout if self.training else 0.0)
+        return self.out(heads_BHTK.transpose(-2, -3).flatten(-2))
 
 
 class MLP(nn.Module):
