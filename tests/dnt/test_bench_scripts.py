@@ -86,10 +86,10 @@ def test_optim_step_times_every_optimizer_against_fused_adamw(run):
     assert all(row["seconds"] > 0 and row["GB_per_s"] > 0 for row in rows)
 
 
-def test_kernels_times_norms_and_attention_in_both_dtypes_eager_and_compiled(run, monkeypatch):
+def test_kernel_times_times_norms_and_attention_in_both_dtypes_eager_and_compiled(run, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     small = {"NORM_SHAPES": [(8, 16)], "ATTENTION_SHAPES": [(1, 2, 8, 4)], "LEAST_SECONDS": 1e-3}
-    rows = run("kernels", "--rounds", "1", **small)["rows"]
+    rows = run("kernel_times", "--rounds", "1", **small)["rows"]
     kernels = [("norm", name) for name in NORMS] + [("causal attention", name) for name in ("torch", "dnt")]
     every = product(("float32", "bfloat16"), kernels, ("eager", "compiled"))
     expected = {(what, dtype, f"{name}, {how}") for dtype, (what, name), how in every}

@@ -1,6 +1,6 @@
 """Norms and causal attention, forward and backward, eager and compiled: medians of rounds in turn, in one process.
 
-python bench/kernels.py --out bench/results/kernels.json
+python bench/kernel_times.py --out bench/results/kernel_times.json
 
 The norms are those of the models, with gains in float32, and give the dtype that they take, as the matrix product
 after them would under mixed precision. On a GPU Liger's kernel stands beside them if it is installed.
@@ -92,7 +92,7 @@ def cases(device: torch.device) -> Iterator[tuple[str, tuple[int, ...], int, Cal
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/kernels.json"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results/kernel_times.json"))
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
