@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any, NoReturn
 
 import torch
@@ -22,6 +23,7 @@ from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.equilibrium import equilibrium_step
 from dnt.optim.groups import sgd_rates
+from dnt.optim.msgdw import MSGDW
 from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, rebound, whole
 from dnt.runs import Run
@@ -63,6 +65,8 @@ class Loop:
         self.speed = f"{data.unit}_per_s"
         self.several = fabric.world_size > 1
         self.sharded = settings.strategy == "fsdp"
+        self.in_grad = isinstance(optimizer, MSGDW) and optimizer.in_grad  # what stands in .grad is the momentum
+        self.narrow = settings.precision == "bf16-weights"
         # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
@@ -71,10 +75,17 @@ class Loop:
         self.scales = self.calibrated() if settings.calibrate and not run.last_checkpoint() else {}
         model.recompute = settings.recompute
         objective = Objective(model)
+        if self.narrow:
+            for p in model.blocks.parameters():
+                if p.ndim >= 2:
+                    p.data = p.data.bfloat16()
         compiled = settings.compile and can_compile()
         if compiled:
             for module in model.blocks if self.several else [objective]:  # by block, what is sent overlaps
                 module.compile()
+            for part in getattr(optimizer, "parts", [optimizer]):
+                if isinstance(part, MSGDW):
+                    part.compile()
         with rebound(model, optimizer):
             self.objective = fabric.setup_module(objective)
         self.optimizer = fabric.setup_optimizers(optimizer)
@@ -232,6 +243,7 @@ class Loop:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         mine = next(self.batches)
+        self.optimizer.zero_grad()
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
@@ -240,10 +252,11 @@ class Loop:
                 self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
         bound = self.clip_bound()
-        norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
-        assert norm is not None
+        if self.in_grad:
+            norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        else:
+            norm = self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=bound, error_if_nonfinite=False)
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.recent.append((torch.stack(losses).mean(), whole(norm), bound))
         self.step += 1
         if self.average:
@@ -299,11 +312,13 @@ class Loop:
             norms = self.without_skipped(norms)
         for i, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=self.step - len(losses) + 1):
             if not math.isfinite(loss + norm):
-                self.diverge(i, f"the loss is {loss}, the gradient norm {norm}")
+                self.diverge(
+                    i, f"the loss is {loss}, the norm of the {'momentum' if self.in_grad else 'gradient'} {norm}"
+                )
         units = (len(losses) - self.untimed) * self.settings.batch_size * self.data.per_sample
         row = {
             "loss": sum(losses) / len(losses),
-            "grad_norm": max(norms),
+            "momentum_norm" if self.in_grad else "grad_norm": max(norms),
             "lr": self.optimizer.param_groups[0]["lr"],
             self.speed: units / seconds,
         }
@@ -340,17 +355,30 @@ class Loop:
         self.model.eval()
         batch = self.held_batch()
         if self.sharded:  # its gradients are nowhere else
-            with self.no_sync(False):
+            with self.without_gradients(), self.no_sync(False):
                 self.objective.module(*batch).backward()
-            counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
-            self.optimizer.zero_grad()
+                counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
             for name in ("counts", "zeros"):
                 total = self.fabric.all_reduce(torch.tensor(counts[name], device=self.fabric.device), reduce_op="sum")
                 counts[name] = total.tolist()
         else:
-            counts = gradient_histogram(self.model, batch, lambda model, x, y: model.loss(x, y))
+            counts = gradient_histogram(self.wide_model(), batch, lambda model, x, y: model.loss(x, y))
         self.model.train()
         return {"event": "gradients", "step": self.step} | counts
+
+    @contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """What a backward pass leaves meanwhile is dropped; what stood in .grad, the momentum perhaps, comes back."""
+        kept = [(p, p.grad) for p in self.model.parameters()]
+        for p, _ in kept:
+            p.grad = None
+        yield
+        for p, gradient in kept:
+            p.grad = gradient
+
+    def wide_model(self) -> GPT | ViT:
+        """The model, all of it in float32."""
+        return deepcopy(self.model).float() if self.narrow else self.model
 
     def held_batch(self) -> Any:
         """Of validation, the same in all processes."""
@@ -362,7 +390,7 @@ class Loop:
         """The log row of how far a step at the peak rate would move what an SGD steps; none under fsdp."""
         if self.sharded or not self.rates:
             return []
-        found = relative_steps(self.model, [self.held_batch()], self.rates)
+        found = relative_steps(self.wide_model(), [self.held_batch()], self.rates)
         return [{"event": "relative_steps", "step": self.step, "steps": found}]
 
     @torch.no_grad()

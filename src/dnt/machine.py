@@ -1,5 +1,6 @@
 """What this machine is and can do."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -50,6 +51,27 @@ def deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before[0])
         memory.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def kept_memory(device: torch.device) -> Iterator[None]:
+    """On a CPU, what a step frees the next one takes: glibc would give it back, and the kernel clear each page again.
+
+    Else a tenth to a fifth of a training step is page faults (docs/performance.md).
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    trim_threshold, mmap_max = -1, -4  # their names in malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    try:
+        yield
+    finally:  # glibc's defaults
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

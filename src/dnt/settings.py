@@ -14,6 +14,7 @@ PRECISIONS = {  # as Fabric calls them
     "auto": "by capability",
     "32": "32-true",
     "bf16-mixed": "bf16-mixed",
+    "bf16-weights": "bf16-mixed",
     "16-mixed": "16-mixed",
 }
 STRATEGIES = ("ddp", "fsdp")
@@ -24,7 +25,14 @@ LEAST = {
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
 SHAPE = ("context", "depth", "dim", "heads", "patch_size")  # of a named size, unless given
-OF_OPTIMIZERS = ("momentum", "nesterov", "bound", "betas", "adamw_lr")  # nothing to one that does not take them
+OF_OPTIMIZERS = (
+    "momentum",
+    "nesterov",
+    "bound",
+    "momentum_in_grad",
+    "betas",
+    "adamw_lr",
+)  # nothing to one that does not take them
 OF_SGD = ("calibrate", "clip_equilibrium", "equilibrium")  # nothing to one without momentum
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 VARIATIONS: dict[str, dict[str, Any]] = {  # of the recipe, by name
@@ -61,7 +69,8 @@ class FitSettings:
     ema: float = 0.0
     """evaluate and save an exponential moving average of the weights, of this decay a step; 0 for the weights"""
     precision: str = "auto"
-    """32, bf16-mixed, 16-mixed (GPU), or auto: bf16-mixed where there are bfloat16 matrix instructions, else 32"""
+    """32, bf16-mixed, 16-mixed (GPU), or auto: bf16-mixed where there are bfloat16 matrix instructions, else 32;
+    bf16-weights under mSGDW: bf16-mixed with the blocks' matrices, gradients and momentum in bfloat16"""
     compile: bool = True
     """torch.compile; without a C++ compiler a run is eager, with a warning"""
     eval_every: int = 200
@@ -155,6 +164,9 @@ class Recipe(FitSettings):
     """likewise"""
     bound: float = 0.0
     """likewise: no step moves a matrix by more than this share of its norm; 0 for none"""
+    momentum_in_grad: bool = False
+    """msgdw: keep the momentum where gradients are, so that the optimizer holds nothing; with clip 0, without nesterov
+    """
     embedding_rate: float = 1.0
     """learning rate of the embeddings and the class token, as a multiple of lr; a tied head is the embedding"""
     position_rate: float | None = None

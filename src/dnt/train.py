@@ -21,7 +21,7 @@ from dnt.data.text import check_outside
 from dnt.data.tokens import TextData, prepare
 from dnt.interrupt import ProcessLost, stop_requested
 from dnt.loop import Loop
-from dnt.machine import best_precision, describe_machine, deterministic
+from dnt.machine import best_precision, describe_machine, deterministic, kept_memory
 from dnt.nn.calibrate import blind_matrices
 from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
@@ -29,6 +29,7 @@ from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.groups import sgd_rates
 from dnt.optim.mixed import Mixed
+from dnt.optim.msgdw import MSGDW
 from dnt.parallel import process_lost, shard, watched
 from dnt.progress import announcement, describe_steps, progress_bar
 from dnt.runs import Run
@@ -120,6 +121,7 @@ def fit(
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
     check_combination(settings, precision)
+    check_optimizer(settings, precision, optimizer)
     if settings.calibrate:
         blind_matrices(model, sgd_rates(model, optimizer))  # there are some
     check_machine(settings, precision)
@@ -142,7 +144,7 @@ def fit(
         run.check_free()
     fabric.launch()  # starts the other processes, which come as far as this too
     run = Run(Path(fabric.broadcast(str(run.path))))
-    with in_company(fabric, run), writing(run, fabric), deterministic(fabric.device):
+    with in_company(fabric, run), writing(run, fabric), deterministic(fabric.device), kept_memory(fabric.device):
         if fabric.is_global_zero:
             if resume:
                 found = run.last_checkpoint()
@@ -177,6 +179,9 @@ def check_combination(settings: FitSettings, precision: str) -> None:
     """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
+    if precision == "bf16-weights" and (settings.strategy == "fsdp" or settings.ema):
+        what = "fsdp (a block's parameters must be of one dtype)" if settings.strategy == "fsdp" else "ema"
+        raise ValueError(f"bf16-weights does not go with {what}; use bf16-mixed.")
     accumulate = settings.accumulate or 1
     parts = settings.processes * accumulate
     if settings.batch_size % parts:
@@ -184,6 +189,28 @@ def check_combination(settings: FitSettings, precision: str) -> None:
             f"batch_size is {settings.batch_size}, no multiple of {settings.processes} processes x {accumulate} "
             f"micro-batches; use {-(-settings.batch_size // parts) * parts}, for example."
         )
+
+
+def check_optimizer(settings: FitSettings, precision: str, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError for what this optimizer cannot do."""
+    if precision == "bf16-weights" and not isinstance(optimizer, MSGDW):
+        raise ValueError(
+            f"bf16-weights does not go with {type(optimizer).__name__}, whose small steps would be rounded away: MSGDW "
+            "alone rounds at random; use bf16-mixed."
+        )
+    if isinstance(optimizer, MSGDW) and optimizer.in_grad:
+        if settings.clip or settings.clip_equilibrium:
+            name = "clip" if settings.clip else "clip_equilibrium"
+            raise ValueError(
+                f"{name} is {getattr(settings, name)}, but with momentum_in_grad there is no gradient to clip, only "
+                "the momentum; use clip 0, and a bound on the step (--clip 0 --bound 0.03)."
+            )
+        if precision in ("16-mixed", "bf16-weights"):
+            raise ValueError(
+                f"{precision} does not go with momentum_in_grad, which sums gradients in .grad: "
+                f"{'their scale changes' if precision == '16-mixed' else 'in bfloat16 small ones are lost'}; use "
+                "bf16-mixed or 32."
+            )
 
 
 def check_machine(settings: FitSettings, precision: str) -> None:

@@ -11,9 +11,11 @@ from timm.optim import SGDW
 from torch import nn
 
 import dnt
+from dnt.machine import can_compile
 from dnt.optim.equilibrium import equilibrium_decay, equilibrium_step, settling_steps
 from dnt.optim.factory import build_optimizer
 from dnt.optim.mixed import Mixed
+from dnt.optim.msgdw import store
 from dnt.optim.schedule import SCHEDULES
 from tests import reference
 from tests.conftest import tiny_model
@@ -200,6 +202,150 @@ def test_options_that_are_not_given_have_the_factorys_defaults():
     assert build_optimizer("adamw", model, {"betas": (0.1, 0.2)}).param_groups[0]["betas"] == (0.1, 0.2)
     with pytest.raises(ValueError, match=r"unknown optimizer 'adam'. Did you mean 'adamw'?"):
         build_optimizer("adam", model, {})
+
+
+# --- momentum in the gradient, bfloat16, one pass --------------------------------------------------------------------
+
+
+def stepped(optimizer, model: dnt.GPT, steps: int = 4, parts: int = 1, at_end: bool = False) -> list[torch.Tensor]:
+    """The weights after a few steps as a loop takes them, each batch in so many parts; zero_grad first or last."""
+    tokens = torch.randint(256, (steps, 4, 9), generator=torch.Generator().manual_seed(0))
+    for step in range(steps):
+        if not at_end:
+            optimizer.zero_grad()
+        for part in tokens[step].chunk(parts):
+            (model.loss(part[:, :-1], part[:, 1:]) / parts).backward()
+        optimizer.step()
+        if at_end:
+            optimizer.zero_grad()
+    return [p.detach() for p in model.parameters()]
+
+
+def in_grad(model: nn.Module, **options) -> dnt.MSGDW:
+    return dnt.MSGDW(model.parameters(), **{"lr": 0.1, "momentum_in_grad": True} | options)
+
+
+def same(ours, theirs) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_momentum_in_grad_equals_torch_sgd_bit_for_bit_and_holds_nothing(at_end):
+    model, other = tiny_model(), tiny_model()
+    optimizer = in_grad(model)
+    theirs = stepped(torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9), other)
+    assert same(stepped(optimizer, model, at_end=at_end), theirs)
+    assert not optimizer.state
+
+
+def test_momentum_in_grad_equals_the_buffer_to_rounding_in_micro_batches_with_a_bound_and_decay():
+    model, other = tiny_model(), tiny_model()
+    options = {"lr": 0.3, "bound": 0.02, "weight_decay": 0.1}
+    ours = stepped(in_grad(model, **options), model, parts=4)
+    theirs = stepped(dnt.MSGDW(other.parameters(), **options), other, parts=4)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize("to_grad", [False, True])
+def test_the_momentum_goes_on_from_a_state_whichever_way_it_was_held(at_end, to_grad):
+    model, other, whole = tiny_model(), tiny_model(), tiny_model()
+    first = in_grad(model)
+    stepped(first, model, at_end=at_end)
+    saved = deepcopy(first.state_dict())
+    assert not first.state
+    other.load_state_dict(model.state_dict())
+    second = in_grad(other) if to_grad else dnt.MSGDW(other.parameters(), lr=0.1)
+    if at_end and not to_grad:
+        with pytest.raises(ValueError, match="saved after zero_grad"):
+            second.load_state_dict(saved)
+        return
+    second.load_state_dict(saved)
+    expected = stepped(in_grad(whole), whole, 4)
+    assert same(expected, other.parameters())
+    assert same(stepped(first, model, at_end=at_end), stepped(second, other, at_end=at_end))
+
+
+def test_a_step_is_refused_unless_the_momentum_was_scaled_once_and_left_where_it_was():
+    model = tiny_model()
+    optimizer = in_grad(model)
+    stepped(optimizer, model, 1)
+    with pytest.raises(ValueError, match="ran 0 times"):
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match="ran 2 times"):
+        optimizer.step()
+    model, optimizer = tiny_model(), None
+    optimizer = in_grad(model)
+    stepped(optimizer, model, 1)
+    model.zero_grad()
+    optimizer.zero_grad()
+    model.tokens.weight.sum().backward()
+    with pytest.raises(ValueError, match="a gradient was replaced"):
+        optimizer.step()
+
+
+def test_what_needs_the_gradient_beside_the_momentum_is_refused():
+    with pytest.raises(ValueError, match="nesterov needs the gradient"):
+        in_grad(tiny_model(), nesterov=True)
+    with pytest.raises(ValueError, match=r"precision, which is torch.bfloat16"):
+        in_grad(tiny_model().bfloat16())
+    model = tiny_model()
+    optimizer, scaler = in_grad(model), torch.amp.GradScaler("cpu")
+    tokens = torch.zeros(2, 4, dtype=torch.int64)
+    scaler.scale(model.loss(tokens, tokens)).backward()
+    with pytest.raises(ValueError, match="does not go with a GradScaler"):
+        scaler.step(optimizer)
+
+
+WAYS = {
+    "momentum": {},
+    "none": {"momentum": 0.0},
+    "nesterov": {"nesterov": True},
+    "recipe": {"nesterov": True, "bound": 0.02},
+    "bounded": {"bound": 0.02},
+    "in grad": {"momentum_in_grad": True, "bound": 0.02},
+}
+
+
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("way", WAYS)
+def test_one_compiled_pass_equals_the_steps_in_several_also_when_the_rate_changes(way):
+    model, other = tiny_model(), tiny_model()
+    ours, theirs = (dnt.MSGDW(dnt.param_groups(m, 0.1), lr=0.3, **WAYS[way]) for m in (model, other))
+    ours.compile()
+    for lr in (0.3, 0.1, 0.2):
+        for optimizer in (ours, theirs):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        for a, b in zip(stepped(ours, model, 1), stepped(theirs, other, 1), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_at_random_is_right_in_the_mean_and_leaves_what_bfloat16_holds():
+    torch.manual_seed(0)
+    value, target = torch.full((100_000,), 1 + 2**-10), torch.empty(100_000, dtype=torch.bfloat16)
+    store(value, target)
+    assert set(target.tolist()) == {1.0, 1 + 2**-7}
+    assert target.double().mean() == pytest.approx(1 + 2**-10, abs=5 * 2**-7 * 0.33 / 100_000**0.5)
+    exact = torch.tensor([0.0, -1.5, 3.0e38, -1e-30, torch.inf]).bfloat16()
+    held = torch.empty_like(exact)
+    store(exact.float(), held)
+    assert torch.equal(exact, held)
+
+
+def test_many_small_steps_move_weights_in_bfloat16_as_far_as_in_float32():
+    """Each step is a hundredth of the distance between two numbers: rounded to nearest, nothing would move."""
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
+    optimizer = dnt.MSGDW([w], lr=1e-4, momentum=0.5)
+    for _ in range(200):
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+    assert w.detach().float().mean() == pytest.approx(1 - 1e-4 * 2 * 200, rel=2e-3)
+    assert optimizer.state[w]["momentum_buffer"].dtype == torch.bfloat16
 
 
 # --- mixtures -------------------------------------------------------------------------------------------------------

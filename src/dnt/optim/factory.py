@@ -35,12 +35,13 @@ def msgdw(
     momentum: float = 0.9,
     nesterov: bool = False,
     bound: float = 0.0,
+    momentum_in_grad: bool = False,
 ) -> torch.optim.Optimizer:
     """w <- (1 - lr wd) w - lr m, m <- mu m + g
 
     2507.17501, 1711.05101; dnt.MSGDW.
     """
-    return MSGDW(params, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, bound=bound)
+    return MSGDW(params, lr, momentum, weight_decay, nesterov, bound, momentum_in_grad)
 
 
 def msgdw_adamw(
