@@ -2,8 +2,9 @@
 
 python bench/memory.py --out bench/results/memory.json
 
-Two eager steps on random tokens; gradients are freed before a forward pass, those that are the momentum stand. What
-does not run here (a package is missing, the memory too small) is not measured, and says why.
+Two eager steps on random tokens; gradients are freed before a forward pass, those that are the momentum stand. On a
+CPU what is freed goes back to the system at once, so that the peak is of memory in use; dnt.fit keeps it for speed.
+What does not run here (a package is missing, the memory too small) is not measured, and says why.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 import dnt
 from dnt.experiments.alternate import alternate
 from dnt.extras import extra
+from dnt.interrupt import ProcessLost
 from dnt.machine import describe_machine, peak_memory_bytes
 from dnt.optim.groups import ends_and_rest
 from dnt.optim.mixed import Mixed
@@ -168,7 +170,7 @@ def measured(setting: Setting, optimizer: str, recompute: bool) -> dict[str, Any
     """What the process tells, or why it failed."""
     try:
         found = alternate({optimizer: partial(build, setting, optimizer, recompute)}, STEPS, ENVIRONMENT)
-    except RuntimeError as error:
+    except (RuntimeError, ProcessLost) as error:
         return {"failed": str(error).splitlines()[-1]}
     return found[optimizer].end
 
