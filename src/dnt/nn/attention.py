@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# On a CPU, in tokens: how far products of whole blocks are faster than scaled_dot_product_attention (bench/kernels.py),
-# whose bfloat16 backward pass is slower than float32's. They keep the probabilities, so no further than it pays.
+# On a CPU, in tokens: how far products of whole blocks are faster than scaled_dot_product_attention, whose bfloat16
+# backward pass is slower than float32's (bench/kernel_times.py). They keep the probabilities: no further than it pays.
 BLOCKED_UP_TO = {torch.bfloat16: 1024, torch.float32: 256}
 LEAST_ROWS, MOST_BLOCKS = 128, 4
 

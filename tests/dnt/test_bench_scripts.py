@@ -1,0 +1,98 @@
+"""The scripts of bench/ that need no data, on the smallest sizes: they run, and write the rows they claim."""
+
+import json
+import sys
+from functools import partial
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnt.experiments.alternate import Measured
+from dnt.nn.norms import NORMS
+
+STATE = {  # bytes a parameter of gpt-tiny
+    "AdamW": 8,
+    "AdamW, step in backward": 8,
+    "AdamW, 8 bits (bitsandbytes)": 2.05,
+    "Lion": 4,
+    "Muon, AdamW for embeddings": 4.21,
+    "Adafactor": 0.05,
+    "SGD, step in backward": 0,
+    "MSGDW": 4,
+    "MSGDW, momentum in gradient": 0,
+}
+NEED_PACKAGES = {"AdamW, 8 bits (bitsandbytes)", "Lion"}
+
+
+@pytest.fixture
+def bench(monkeypatch) -> None:
+    """The scripts can be imported, by their processes too."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+
+
+@pytest.fixture
+def run(bench, monkeypatch, tmp_path):
+    """Runs a script's main in this process; what it wrote."""
+
+    def run(name: str, *arguments: str, **constants) -> dict:
+        script = import_module(name)
+        for constant, value in constants.items():
+            monkeypatch.setattr(script, constant, value)
+        out = tmp_path / "found.json"
+        monkeypatch.setattr(sys, "argv", [name, *arguments, "--out", str(out)])
+        script.main()
+        return json.loads(out.read_text())
+
+    return run
+
+
+def alternate_here(builds, rounds, environment=None) -> dict[str, Measured]:
+    """alternate without processes, which would each take seconds to start; a failure reads as theirs do."""
+    found = {}
+    for name, build in builds.items():
+        try:
+            measure, end = build()
+        except ValueError as error:
+            raise RuntimeError(f"{name}: {error}") from None
+        found[name] = Measured([measure() for _ in range(rounds)], {})
+        found[name].end = end()
+    return found
+
+
+def test_memory_counts_the_state_and_the_gradients_that_each_optimizer_is_known_for(run):
+    rows = run("memory", "--size", "gpt-tiny", "--context", "8", alternate=alternate_here)["rows"]
+    missing = {row["optimizer"]: row["not_measured"] for row in rows if "not_measured" in row}
+    assert set(missing) <= NEED_PACKAGES and all("pip install" in reason for reason in missing.values())
+    measured = [row for row in rows if row["optimizer"] not in missing]
+    state = {row["optimizer"]: pytest.approx(row["state"], abs=0.02) for row in measured}
+    assert state == {name: bytes for name, bytes in STATE.items() if name not in missing}
+    gradients = {row["optimizer"]: row["with_gradients"] - row["state"] for row in measured}
+    assert gradients == {name: 0 if "in backward" in name else pytest.approx(4) for name in state}
+
+
+def test_memory_measures_a_peak_in_a_process_of_its_own(bench):
+    memory = import_module("memory")
+    found = memory.measured(memory.Setting("gpt-tiny", 16, None, "32"), "AdamW", False)
+    assert found["parameters"] * 16 < found["peak_bytes"] < 2**30
+
+
+def test_optim_step_times_every_optimizer_against_fused_adamw(run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    rows = run("optim_step", "--size", "gpt-tiny", "--rounds", "2", alternate=alternate_here)["rows"]
+    assert [row["optimizer"] for row in rows] == list(import_module("optim_step").WAYS)
+    assert rows[0]["against_fused_adamw"] == 1
+    assert all(row["seconds"] > 0 and row["GB_per_s"] > 0 for row in rows)
+
+
+def test_kernel_times_times_norms_and_attention_in_both_dtypes_eager_and_compiled(run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    small = {"NORM_SHAPES": [(8, 16)], "ATTENTION_SHAPES": [(1, 2, 8, 4)], "LEAST_SECONDS": 1e-3}
+    rows = run("kernel_times", "--rounds", "1", **small)["rows"]
+    kernels = [("norm", name) for name in NORMS] + [("causal attention", name) for name in ("torch", "dnt")]
+    every = product(("float32", "bfloat16"), kernels, ("eager", "compiled"))
+    expected = {(what, dtype, f"{name}, {how}") for dtype, (what, name), how in every}
+    assert {(row["what"], row["dtype"], row["kernel"]) for row in rows} >= expected
+    assert all(row["seconds"] > 0 for row in rows)
