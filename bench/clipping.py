@@ -109,7 +109,9 @@ WAYS = [
     Way("calibrated", "previous", 1, (0.3,)),
     *(Way("calibrated", "own", c, (0.3,)) for c in (0.003, 0.01)),
     *(Way("calibrated", "none", 0, (0.3,), bound) for bound in (0.02, 0.05)),
-    Way("calibrated", "none", 0, (0.3,), momentum=0.8),
+    *(Way("calibrated", "none", 0, (0.3, 0.5), momentum=momentum) for momentum in (0.8, 0.7, 0.5)),
+    Way("calibrated", "none", 0, (0.3,), 0.05, momentum=0.7),
+    Way("calibrated", "step", 0.3, (0.3, 1.0)),
 ]
 CLASSES = {"step": StepBounded, "previous": Previous, "own": Own}
 
@@ -160,7 +162,10 @@ def main() -> None:
             losses.setdefault(way, {})[lr] = end["validation"]
             print(f"{way.label:32} lr {lr:<6g} {end['validation']:.4f}", flush=True)
         best = {way: min(found, key=found.__getitem__) for way, found in losses.items()}
-        fresh = [(way, best[way], seed) for way in WAYS for seed in SEEDS]
+        kinds = {}  # of each the best alone is run again
+        for way in sorted(WAYS, key=lambda way: losses[way][best[way]], reverse=True):
+            kinds[way.recipe, way.name] = way
+        fresh = [(way, best[way], seed) for way in kinds.values() for seed in SEEDS]
         tests = {way: [] for way in WAYS}
         for (way, _, _), end in zip(fresh, pool.map(train, fresh), strict=True):
             tests[way].append(end["test"])
@@ -171,7 +176,7 @@ def main() -> None:
         }
         for way in WAYS
     ]
-    for row in rows:
+    for row in filter(lambda row: row["test"], rows):
         name = f"{row['recipe']} {row['way']} {row['most']:g} {row['bound']} {row['momentum']}"
         print(f"{name:36} lr {row['lr']:<6g} test {statistics.mean(row['test']):.4f}")
     report = {"data": Path(arguments.data).name, "steps": arguments.steps, "decay": DECAY, "seeds": SEEDS, "rows": rows}
