@@ -19,11 +19,14 @@ from dnt.files import write_json
 from dnt.listing import definitions, options_of
 from dnt.lookup import lookup
 from dnt.machine import best_precision, can_compile, describe_machine
-from dnt.nn.config import GPT_SIZES
+from dnt.nn.config import GPT_SIZES, GPTConfig
 from dnt.nn.flops import training_flops
+from dnt.nn.gpt import GPT
+from dnt.nn.vit import ViT
+from dnt.optim.factory import build_optimizer
 from dnt.report.speed import Benchmark, Combination
 from dnt.settings import OF_OPTIMIZERS, OF_SGD, PRECISIONS, BenchSettings, TrainSettings
-from dnt.train import check_combination, check_machine
+from dnt.train import check_combination, check_machine, check_optimizer
 
 
 def benchmark(settings: BenchSettings | None = None, **options: Any) -> Benchmark:
@@ -37,6 +40,10 @@ def benchmark(settings: BenchSettings | None = None, **options: Any) -> Benchmar
     for cell in cells.values():
         check_combination(cell, cell.precision)
         check_machine(cell, cell.precision)
+        with torch.device("meta"):
+            config = config_of(cell)
+            model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
+            check_optimizer(cell, cell.precision, build_optimizer(cell.optimizer, model, asdict(cell)))
     with TemporaryDirectory() as folder:
         builds = {
             way.name: partial(timed_steps, cell, Path(folder, str(i)), way.threads, settings.steps_per_round)
@@ -70,7 +77,8 @@ def ways(settings: BenchSettings) -> list[tuple[TrainSettings, int]]:
     compiled = [settings.compile and can_compile()]
     if settings.suggest:
         if precisions == BenchSettings.precisions:
-            precisions = ("auto", *precisions_here())
+            narrow = settings.optimizers[0] == "msgdw" and not settings.momentum_in_grad
+            precisions = ("auto", *(name for name in precisions_here() if narrow or name != "bf16-weights"))
         if not settings.threads and not torch.cuda.is_available():
             threads = (default, *(1 << i for i in range(cores().bit_length()) if 1 << i < cores()), cores())
         compiled = list(dict.fromkeys([*compiled, False]))
