@@ -134,6 +134,21 @@ def test_one_process_and_two_agree(prepared, optimizer):
     assert len({(end["parameters"], end["state_bytes"]) for end in ends}) == 1, "counted once, over all processes"
 
 
+def test_momentum_in_the_gradient_is_that_of_a_buffer_on_two_processes_and_goes_on_exactly(prepared):
+    shared = [*SETTING, "--clip", "0", "--lr", "0.03", "--dropout", "0.2"]
+    standing = [*shared, "--bound", "0", "--momentum-in-grad"]
+    ways = {"one": [], "ddp": ["--devices", "2"], "fsdp": ["--devices", "2", "--strategy", "fsdp"]}
+    for name, way in ways.items():
+        run_all([*shared, *way, "--out", name], [*standing, *way, "--out", f"{name}-in-grad"])
+        assert dnt.Run(Path(f"{name}-in-grad")).end["state_bytes"] == 0
+    assert torch.equal(weights("one-in-grad"), weights("one"))
+    assert torch.equal(weights("fsdp-in-grad"), weights("fsdp"))
+    torch.testing.assert_close(weights("ddp-in-grad"), weights("ddp"), rtol=0, atol=1e-6)
+    finish(start(*standing, *ways["fsdp"], "--out", "stopped", rank=1, name="SIGTERM", step=9), 130)
+    run_all(["--resume", "stopped"])
+    assert torch.equal(weights("stopped"), weights("fsdp-in-grad")), "the momentum is in the checkpoint"
+
+
 @pytest.mark.parametrize(("strategy", "killed"), [("ddp", 1), ("fsdp", 0)])
 def test_when_a_process_is_killed_the_other_ends_with_one_line_and_resuming_is_exact(prepared, strategy, killed):
     shared = [*SETTING, "--dropout", "0.2", "--devices", "2", "--strategy", strategy]
@@ -177,6 +192,12 @@ def test_torchrun_starts_the_processes_too(prepared):
         (["--accumulate", "8"], "batch_size is 4, no multiple of 1 processes x 8 micro-batches; use 8, for example."),
         (["--strategy", "fdsp"], "unknown strategy 'fdsp'. Did you mean 'fsdp'?"),
         (["--devices", "0"], "devices is 0; it must be at least 1."),
+        (["--momentum-in-grad"], "clip is 1.0, but with momentum_in_grad there is no gradient to clip"),
+        (["--momentum-in-grad", "--clip", "0", "--nesterov"], "nesterov needs the gradient beside the momentum"),
+        (["--momentum-in-grad", "--clip", "0", "--precision", "bf16-weights"], "in bfloat16 small ones are lost"),
+        (["--precision", "bf16-weights", "--optimizer", "adamw"], "bf16-weights does not go with AdamW"),
+        (["--precision", "bf16-weights", "--strategy", "fsdp"], "bf16-weights does not go with fsdp"),
+        (["--precision", "bf16-weights", "--ema", "0.9"], "bf16-weights does not go with ema"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do some of it")
