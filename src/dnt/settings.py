@@ -37,7 +37,12 @@ OF_SGD = ("calibrate", "clip_equilibrium", "equilibrium")  # nothing to one with
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 VARIATIONS: dict[str, dict[str, Any]] = {  # of the recipe, by name
     # what brings mSGDW to AdamW on a short schedule (docs/calibration.md)
-    "calibrated": {"calibrate": 0.01, "bound": 0.03, "nesterov": True, "embedding_rate": 3.0, "gain_rate": 10.0}
+    "calibrated": {"calibrate": 0.01, "bound": 0.03, "nesterov": True, "embedding_rate": 3.0, "gain_rate": 10.0},
+    # the best found that the momentum can stand in the gradient with (docs/performance.md)
+    "stateless": {
+        **{"calibrate": 0.01, "bound": 0.03, "embedding_rate": 3.0, "gain_rate": 10.0},
+        **{"momentum": 0.8, "clip": 0.0, "momentum_in_grad": True},
+    },
 }
 FIXED = (  # in a comparison: what else is varied leaves the losses comparable
     *("data", "model", "tokenizer", "column", "image_size", "augment", "context", "vocab_multiple", "betas"),
@@ -264,8 +269,8 @@ class Cells(Recipe):
     """KEY=VALUE[,VALUE...] of fields of the recipe: every cell again with each value alone, e.g. clip=0 momentum=0.95
 
     Joined by + they are varied together, in the cells to which all say something: calibrate=0.01+clip=0.
-    "calibrated" stands for the recipe of docs/calibration.md. A batch_size changes the steps so that all runs read
-    equally much.
+    "calibrated" stands for the recipe of docs/calibration.md, "stateless" for that of docs/performance.md. A
+    batch_size changes the steps so that all runs read equally much.
     """
     seeds: tuple[int, ...] = (0,)
     out: str | None = None
@@ -337,7 +342,7 @@ class CompareSettings(Cells):
     """Train every placement with every optimizer, learning rate and seed on the same data.
 
     Finished runs are not run again. lr and weight_decay are lists of KEY=VALUE[,VALUE...], where KEY is an optimizer,
-    PLACEMENT/OPTIMIZER or "calibrated" (the closest counts); several values make a grid.
+    PLACEMENT/OPTIMIZER, "calibrated" or "stateless" (the closest counts); several values make a grid.
     """
 
     vary: tuple[str, ...] = ("calibrated",)

@@ -13,8 +13,14 @@ from dnt.settings import VARIATIONS, CompareSettings, Recipe, TrainSettings
 
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md),
 # and for the mixture, which was not swept, those of its parts.
-LEARNING_RATES = {"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1], "calibrated": [0.3]}
-WEIGHT_DECAYS = {"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4], "calibrated": [1e-3 / 0.3]}
+LEARNING_RATES = {
+    **{"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1]},
+    **{name: [0.3] for name in VARIATIONS},
+}
+WEIGHT_DECAYS = {
+    **{"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4]},
+    **{name: [1e-3 / 0.3] for name in VARIATIONS},
+}
 
 
 def compare(settings: CompareSettings | None = None, **options: Any) -> Comparison:
@@ -48,8 +54,8 @@ def grid(settings: CompareSettings) -> list[TrainSettings]:
     decays = numbers_by_key(settings.weight_decay, settings, "weight-decay")
     runs: dict[TrainSettings, None] = {}  # each once: with an equilibrium all decays are one
     for cell, seed in product(cells, settings.seeds):
-        closest = ("calibrated",) if is_named(cell, "calibrated") else ()
-        keys = (*closest, f"{cell.placement}/{cell.optimizer}", cell.optimizer)
+        named = [name for name in VARIATIONS if is_named(cell, name)]
+        keys = (*named, f"{cell.placement}/{cell.optimizer}", cell.optimizer)
         for lr, decay in product(
             chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
         ):

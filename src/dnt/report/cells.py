@@ -16,7 +16,8 @@ from dnt.optim.kinds import RATES
 from dnt.runs import EXPERIMENT, Run
 from dnt.settings import FIXED, OF_SGD, SHAPE, VARIATIONS, FitSettings, Recipe
 
-OF_GROUPS = {name: getattr(Recipe, name) for name in (*RATES, "equilibrium", "bound")}  # in those that have one
+OF_SOME = (*RATES, "equilibrium", "bound", "momentum_in_grad")  # not all groups of optimizers have them
+OF_GROUPS = {name: getattr(Recipe, name) for name in OF_SOME}
 PACE = ("batch_size", "steps", "warmup")
 PHASES = ("tuning", "winners")  # the folders of a tuned experiment
 MEASURED_ALIKE = ("precision", "compile", "eval_tokens")
