@@ -7,7 +7,6 @@ Every way at several rates on one seed; the best with clipping and the best with
 """
 
 import argparse
-import json
 import math
 import statistics
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 import dnt
+from dnt.files import write_json
 from dnt.settings import VARIATIONS
 
 DECAY = 1e-4  # lr x weight decay
@@ -182,7 +182,7 @@ def main() -> None:
         name = f"{row['recipe']} {row['way']} {row['most']:g} {row['bound']} {row['momentum']}"
         print(f"{name:36} lr {row['lr']:<6g} test {statistics.mean(row['test']):.4f}")
     report = {"data": Path(arguments.data).name, "steps": arguments.steps, "decay": DECAY, "seeds": SEEDS, "rows": rows}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.out, report)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ The first way has none of it: float32, eager. Finished runs in --runs are not ru
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import dnt
+from dnt.files import write_json
 
 SETTING = ["--tokenizer", "char", "--placement", "dnt", "--lr", "0.3", "--weight-decay", "0.000333"]
 RECIPE = ["--calibrate", "0.01", "--bound", "0.03", "--nesterov", "--embedding-rate", "3", "--gain-rate", "10"]
@@ -26,8 +26,9 @@ WAYS = {
     "momentum in a buffer, 32, eager": [*STANDING, "--precision", "32", "--no-compile"],
     "momentum in the gradient": [*STANDING, "--precision", "bf16-mixed", "--momentum-in-grad"],
 }
-BASE = {name: "32, eager" if options[: len(RECIPE)] == RECIPE else name for name, options in WAYS.items()}
-BASE["momentum in the gradient"] = "momentum in a buffer, 32, eager"
+BASE = dict.fromkeys(WAYS, "32, eager")
+for way in ("momentum in a buffer, 32, eager", "momentum in the gradient"):
+    BASE[way] = "momentum in a buffer, 32, eager"
 SMOOTHED = 10  # rows of the log, ten steps each
 
 
@@ -36,8 +37,9 @@ def trained(data: str, steps: int, runs: Path, job: tuple[str, int]) -> dnt.Run:
     out = runs / f"{way.replace(', ', '-').replace(' ', '-')}-seed{seed}"
     if dnt.Run(out).end is None:
         lengths = ["--steps", str(steps), "--warmup", str(steps // 10), "--eval-every", str(steps)]
-        command = [sys.executable, "-m", "dnt", "train", "--data", data, *SETTING, *WAYS[way], *lengths]
-        subprocess.run([*command, "--seed", str(seed), "--out", str(out)], check=True, stderr=subprocess.DEVNULL)
+        new = ["--data", data, *SETTING, *WAYS[way], *lengths, "--seed", str(seed), "--out", str(out)]
+        options = ["--resume", str(out)] if (out / "config.json").exists() else new
+        subprocess.run([sys.executable, "-m", "dnt", "train", *options], check=True)
     return dnt.Run(out)
 
 
@@ -77,7 +79,7 @@ def main() -> None:
         row = rows[-1]
         print(f"{way:34} test {mean(row['test']):.4f} {row['to_base']:+8.2%}  curve {row['largest_of_curve']:.2%}")
     report = {"data": Path(arguments.data).name, "steps": arguments.steps, "seeds": arguments.seeds, "rows": rows}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(arguments.out, report)
 
 
 if __name__ == "__main__":

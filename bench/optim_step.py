@@ -21,8 +21,9 @@ import torch
 from torch.optim import SGD, AdamW, Optimizer
 
 import dnt
-from dnt.experiments.alternate import Measure, alternate, paired_ratio
+from dnt.experiments.alternate import Measure, alternate
 from dnt.machine import describe_machine
+from dnt.report.measured import paired_ratio
 from dnt.settings import VARIATIONS
 
 RECIPE = {name: VARIATIONS["calibrated"][name] for name in ("bound", "nesterov")}

@@ -4,12 +4,13 @@ python bench/throughput.py --out bench/results/throughput.json
 
 The peer is written here from the architecture alone: GPT-2 without biases, LayerNorm before each branch, a tied head,
 autocast, clipping at 1, torch's fused AdamW. On a CPU it has its four settings, on a GPU the fastest: bf16, compiled.
+One more row says what the fastest gains if it keeps freed memory as dnt.fit does (dnt.machine.kept_memory).
 """
 # B batch, T tokens, D width, H heads
 
 import argparse
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnt.data.noise import random_text
-from dnt.experiments.alternate import Measure, Measured, alternate, paired_ratio
+from dnt.experiments.alternate import Measure, alternate
 from dnt.experiments.benchmark import show, ways
 from dnt.experiments.steps import DTYPES, config_of, timed_steps
 from dnt.files import write_json
-from dnt.machine import describe_machine, matmul_flops, wait
+from dnt.machine import describe_machine, kept_memory, matmul_flops, wait
 from dnt.nn.flops import training_flops
+from dnt.report.measured import Measured, paired_ratio
 from dnt.settings import BenchSettings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,6 +64,9 @@ PEERS = {
     for compiled in (False, True)
     if DEVICE.type == "cpu" or (precision, compiled) == ("bf16-mixed", True)
 }
+
+
+KEPT = "peer, bf16-mixed, compiled, memory kept"  # not one of its settings: what it would gain by ours
 
 
 class Block(nn.Module):
@@ -100,10 +105,13 @@ class Peer(nn.Module):
 
 
 def peer_steps(
-    shape: Shape, precision: str, compiled: bool, steps: int
+    shape: Shape, precision: str, compiled: bool, steps: int, kept: bool = False
 ) -> tuple[Measure, Callable[[], dict[str, Any]]]:
     """A round is so many steps, and the loss read once after them; seconds a step."""
     torch.manual_seed(0)
+    resources = ExitStack()
+    if kept:
+        resources.enter_context(kept_memory(DEVICE))
     model = Peer(shape).to(DEVICE)
     decayed, others = ([p for p in model.parameters() if (p.ndim == 2) == matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -135,7 +143,12 @@ def peer_steps(
 
     for _ in range(2):  # the first compiles
         step()
-    return measure, lambda: {"matmul_flops": matmul_flops(DEVICE, DTYPES[precision[:2]])}
+
+    def end() -> dict[str, Any]:
+        resources.close()
+        return {"matmul_flops": matmul_flops(DEVICE, DTYPES[precision[:2]])}
+
+    return measure, end
 
 
 def compared(shape: Shape, names: list[str], rounds: int, steps: int) -> tuple[list[dict[str, Any]], str, float]:
@@ -149,8 +162,8 @@ def compared(shape: Shape, names: list[str], rounds: int, steps: int) -> tuple[l
                 precisions[name] = cell.precision
                 builds[name] = partial(timed_steps, cell, Path(folder, name), threads, steps)
             else:
-                precisions[name], compiled = PEERS[name]
-                builds[name] = partial(peer_steps, shape, precisions[name], compiled, steps)
+                precisions[name], compiled = PEERS.get(name, ("bf16-mixed", True))
+                builds[name] = partial(peer_steps, shape, precisions[name], compiled, steps, name == KEPT)
         found = alternate(builds, rounds, show=partial(show, rounds))
     flops = shape.batch_size * training_flops(config_of(cell))  # of all: they differ in what is not counted
     peaks: dict[str, float] = {}
@@ -189,7 +202,8 @@ def main() -> None:
     report = {"machine": describe_machine(DEVICE), "shapes": {}}
     for size in arguments.shapes:
         shape = SHAPES[size]
-        rows, best, ratio = compared(shape, [*OURS, *arguments.peers], arguments.rounds, arguments.steps_per_round)
+        names = [*OURS, *arguments.peers, KEPT]
+        rows, best, ratio = compared(shape, names, arguments.rounds, arguments.steps_per_round)
         report["shapes"][size] = {"shape": vars(shape), "rows": rows, "best_peer": best, "ours_over_best_peer": ratio}
         print(f"\n{size:28} {'tokens/s':>10} {'GFLOP/s':>10} {'of matmul':>10}")
         for found in rows:

@@ -4,14 +4,14 @@ from dataclasses import asdict
 
 import torch
 
-from dnt.analysis.memory import state_bytes
+from dnt.analysis.memory import state_bytes, tensor_bytes
 from dnt.data.tokenizers import parse_spec, ready_made
 from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.settings import TrainSettings
-from dnt.train import check_combination
+from dnt.train import check_combination, check_optimizer
 
 
 def plan(settings: TrainSettings) -> str:
@@ -47,11 +47,15 @@ def plan(settings: TrainSettings) -> str:
             )
         model.recompute = settings.recompute
         optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
+        check_optimizer(settings, settings.precision, optimizer)
         model.loss(x, y).backward()
         optimizer.step()
     parameters = sum(p.numel() for p in model.parameters())
-    state = state_bytes(optimizer)
-    held = ((12 if settings.ema else 8) * parameters + state) / (processes if settings.strategy == "fsdp" else 1)
+    weights, state = tensor_bytes(model.parameters()), state_bytes(optimizer)
+    if settings.precision == "bf16-weights":  # half of what the matrices take, and of their momentum
+        narrow = sum(p.numel() for p in model.blocks.parameters() if p.ndim >= 2)
+        weights, state = weights - 2 * narrow, state - (2 * narrow if settings.momentum else 0)
+    held = ((3 if settings.ema else 2) * weights + state) / (processes if settings.strategy == "fsdp" else 1)
     step = settings.batch_size * tokens
     first = optimizer.param_groups[0]
     lines = {

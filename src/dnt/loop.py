@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 
 from dnt.analysis.gradients import gradient_histogram, histogram
+from dnt.analysis.memory import state_bytes
 from dnt.checkpoints import read_state, write_state
 from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
@@ -84,7 +85,7 @@ class Loop:
             for module in model.blocks if self.several else [objective]:  # by block, what is sent overlaps
                 module.compile()
             for part in getattr(optimizer, "parts", [optimizer]):
-                if isinstance(part, MSGDW):
+                if isinstance(part, MSGDW) and fabric.device.type == "cpu":  # GPUs have kernels for many tensors
                     part.compile()
         with rebound(model, optimizer):
             self.objective = fabric.setup_module(objective)
@@ -245,8 +246,6 @@ class Loop:
             group["lr"] = rate * factor
         with self.phase("data"):
             mine = next(self.batches)
-        with self.phase("optimizer"):
-            self.optimizer.zero_grad()  # here, since a momentum in the gradient is multiplied by it
         losses = []
         for i in range(self.accumulate):
             last = i == self.accumulate - 1
@@ -263,6 +262,7 @@ class Loop:
             bound = self.clip_bound()
             norm = self.clipped(bound)
             self.optimizer.step()
+            self.optimizer.zero_grad()
             if self.average:
                 # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)
                 share = (1 - settings.ema) / (1 - settings.ema**self.step)
@@ -459,7 +459,6 @@ class Loop:
         if not self.fabric.is_global_zero:
             return []
         rows = self.run.rows("train")
-        states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         rates = sorted(row[self.speed] for row in rows if row[self.speed]) or [0.0]
         validation = {name: value for name, value in evaluation.items() if name.startswith("validation")}
         end = {
@@ -471,7 +470,7 @@ class Loop:
             self.speed: rates[len(rates) // 2],
             "clipped_share": sum(row["clipped"] for row in rows) / sum(row["count"] for row in rows),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "state_bytes": sum(v.numel() * v.element_size() for v in states),
+            "state_bytes": state_bytes(self.optimizer),
             "peak_memory_bytes": memory,
             "cpu_seconds": cpu_seconds,
         }

@@ -60,20 +60,23 @@ def deterministic(device: torch.device) -> Iterator[None]:
 def kept_memory(device: torch.device) -> Iterator[None]:
     """On a CPU, what a step frees the next one takes: glibc would give it back, and the kernel clear each page again.
 
-    Else a tenth to a fifth of a training step is page faults (docs/performance.md).
+    Else up to a fifth of a training step is page faults (docs/performance.md). Whoever tells glibc something else, by
+    its environment variables, is obeyed.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+    told = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc" or told:
         yield
         return
-    trim_threshold, mmap_max = -1, -4  # their names in malloc.h
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # their names in malloc.h
     libc = ctypes.CDLL(None)
     libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(trim_threshold, -1)
     try:
         yield
-    finally:  # glibc's defaults
+    finally:  # the thresholds that glibc would have arrived at by itself
         libc.mallopt(mmap_max, 65536)
-        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
         libc.malloc_trim(0)
 
 

@@ -172,6 +172,8 @@ def fit(
             raise MemoryError(f"{str(error).splitlines()[0]} {run.last_good}.") from error
         finally:
             model.recompute = False
+            if precision == "bf16-weights":
+                model.float()
     return run
 
 
@@ -179,8 +181,8 @@ def check_combination(settings: FitSettings, precision: str) -> None:
     """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
-    if precision == "bf16-weights" and (settings.strategy == "fsdp" or settings.ema):
-        what = "fsdp (a block's parameters must be of one dtype)" if settings.strategy == "fsdp" else "ema"
+    if precision == "bf16-weights" and (settings.processes > 1 or settings.strategy or settings.ema):
+        what = "ema" if settings.ema else "several processes, which would each round at random"
         raise ValueError(f"bf16-weights does not go with {what}; use bf16-mixed.")
     accumulate = settings.accumulate or 1
     parts = settings.processes * accumulate
@@ -313,7 +315,8 @@ def check_match(model: GPT | ViT, data: TextData | ImageData, optimizer: torch.o
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    known = [{k: v for k, v in group.items() if k not in ("params", "scalings")} for group in optimizer.param_groups]
+    groups = [{k: v for k, v in group.items() if v or k != "momentum_in_grad"} for group in known]
     parts = optimizer.parts if isinstance(optimizer, Mixed) else [optimizer]
     return {"class": "-".join(type(part).__name__ for part in parts), "groups": groups}
 

@@ -5,8 +5,9 @@ from statistics import median
 
 import pytest
 
-from dnt.experiments.alternate import Measured, alternate, paired_ratio
+from dnt.experiments.alternate import alternate
 from dnt.interrupt import ProcessLost
+from dnt.report.measured import Measured, paired_ratio
 
 
 def counter(step: int):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dnt.experiments.alternate import Measured
 from dnt.nn.norms import NORMS
+from dnt.report.measured import Measured
 
 STATE = {  # bytes a parameter of gpt-tiny
     "AdamW": 8,

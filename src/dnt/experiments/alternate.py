@@ -3,33 +3,16 @@
 import os
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from statistics import median
 from traceback import format_exc
 from typing import Any
 
 from dnt.interrupt import ProcessLost
+from dnt.report.measured import Measured
 
 Measure = Callable[[], dict[str, float]]  # one round: seconds, or anything else, by name
-
-
-@dataclass
-class Measured:
-    """What one of the things did: a value by name for every round, and what it says at its end."""
-
-    rounds: list[dict[str, float]] = field(default_factory=list)
-    end: dict[str, Any] = field(default_factory=dict)
-
-    def median(self, name: str) -> float:
-        return median(found[name] for found in self.rounds)
-
-
-def paired_ratio(a: Measured, b: Measured, name: str) -> float:
-    """Median over the rounds of a / b, each of the same round."""
-    return median(mine[name] / other[name] for mine, other in zip(a.rounds, b.rounds, strict=True))
 
 
 def alternate(
@@ -58,15 +41,13 @@ def alternate(
             process.start()
             far.close()
             processes.append(process)
-            receive(pipes[name], name)  # built
+            answer(name, pipes[name])  # built
         for i in range(rounds):
             for name in list(builds)[:: 1 if i % 2 == 0 else -1]:
                 show(name, i)
-                pipes[name].send("round")
-                found[name].rounds.append(receive(pipes[name], name))
+                found[name].rounds.append(answer(name, pipes[name], "round"))
         for name, pipe in pipes.items():
-            pipe.send("end")
-            found[name].end = receive(pipe, name)
+            found[name].end = answer(name, pipe, "end")
         for process in processes:
             process.join()
     finally:
@@ -78,10 +59,13 @@ def alternate(
     return found
 
 
-def receive(pipe: Connection, name: str) -> Any:
+def answer(name: str, pipe: Connection, question: str | None = None) -> Any:
+    """What a process says next, or to a question."""
     try:
+        if question:
+            pipe.send(question)
         kind, content = pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):
         raise ProcessLost(f"{name}: its process died, of too little memory perhaps.") from None
     if kind == "error":
         raise RuntimeError(f"{name}: {content}")

@@ -38,12 +38,7 @@ def benchmark(settings: BenchSettings | None = None, **options: Any) -> Benchmar
     settings.check()
     cells = {Combination.of(cell, threads): cell for cell, threads in ways(settings)}
     for cell in cells.values():
-        check_combination(cell, cell.precision)
-        check_machine(cell, cell.precision)
-        with torch.device("meta"):
-            config = config_of(cell)
-            model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
-            check_optimizer(cell, cell.precision, build_optimizer(cell.optimizer, model, asdict(cell)))
+        check_possible(cell)
     with TemporaryDirectory() as folder:
         builds = {
             way.name: partial(timed_steps, cell, Path(folder, str(i)), way.threads, settings.steps_per_round)
@@ -77,8 +72,8 @@ def ways(settings: BenchSettings) -> list[tuple[TrainSettings, int]]:
     compiled = [settings.compile and can_compile()]
     if settings.suggest:
         if precisions == BenchSettings.precisions:
-            narrow = settings.optimizers[0] == "msgdw" and not settings.momentum_in_grad
-            precisions = ("auto", *(name for name in precisions_here() if narrow or name != "bf16-weights"))
+            [cell] = cells_of(settings)
+            precisions = ("auto", *(name for name in precisions_here() if is_possible(replace(cell, precision=name))))
         if not settings.threads and not torch.cuda.is_available():
             threads = (default, *(1 << i for i in range(cores().bit_length()) if 1 << i < cores()), cores())
         compiled = list(dict.fromkeys([*compiled, False]))
@@ -89,6 +84,24 @@ def ways(settings: BenchSettings) -> list[tuple[TrainSettings, int]]:
         for compile, precision, count in product(compiled, precisions, threads)
     ]
     return list(dict.fromkeys(found))
+
+
+def check_possible(cell: TrainSettings) -> None:
+    """ValueError for what `dnt train` would refuse, here or anywhere."""
+    check_combination(cell, cell.precision)
+    check_machine(cell, cell.precision)
+    with torch.device("meta"):
+        config = config_of(cell)
+        model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
+        check_optimizer(cell, cell.precision, build_optimizer(cell.optimizer, model, asdict(cell)))
+
+
+def is_possible(cell: TrainSettings) -> bool:
+    try:
+        check_possible(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def precisions_here() -> list[str]:

@@ -1,7 +1,6 @@
 """Momentum SGD with decoupled weight decay."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,14 +9,6 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 
 from dnt.parallel import local
-
-
-@dataclass
-class Standing:
-    """The gradients that are momentum, by parameter, and how often zero_grad() has multiplied them since the step."""
-
-    gradients: dict[Tensor, Tensor] = field(default_factory=dict)
-    scalings: int = 0
 
 
 class MSGDW(SGD):
@@ -31,8 +22,9 @@ class MSGDW(SGD):
     lr m min(1, bound ||w|| / (lr ||m||)); the momentum stays as it is.
 
     momentum_in_grad: the optimizer holds nothing. The momentum stands where gradients are: zero_grad() multiplies it by
-    mu, the backward pass adds to it, step() moves along it. So call zero_grad() once between two steps, and leave .grad
-    alone: step() raises ValueError otherwise. What needs a gradient apart from the momentum does not go with it:
+    mu, the backward pass adds to it, step() moves along it. So call zero_grad() of the optimizer once between two
+    steps: step() raises ValueError otherwise, and if a gradient was replaced. It cannot see that one was changed in
+    place: clip_grad_norm_ would clip the momentum. What needs a gradient apart from the momentum does not go with it:
     nesterov, clipping by the gradient's norm, a GradScaler; nor do parameters of 16 bits, as backward passes round to
     nearest and what is small beside the momentum would be lost. state_dict() holds the momentum all the same.
 
@@ -58,13 +50,17 @@ class MSGDW(SGD):
         if bound < 0:
             raise ValueError(f"bound is {bound}; it must be at least 0 (none).")
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+        self.defaults |= {"bound": bound, "momentum_in_grad": momentum_in_grad}  # of groups that are added later
         for group in self.param_groups:
             group.setdefault("bound", bound)
             group["momentum_in_grad"] = momentum_in_grad
-            if momentum_in_grad:
-                check_can_stand(group)
-        self.standing = Standing()
+            check_can_stand(group)
+        self.standing: dict[Tensor, Tensor] = {}  # the gradients that are momentum, by parameter
         self._step_supports_amp_scaling = momentum_in_grad  # so that a GradScaler says that it is there
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        check_can_stand(self.param_groups[-1])
 
     @property
     def in_grad(self) -> bool:
@@ -76,13 +72,13 @@ class MSGDW(SGD):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, but gradients that are momentum are multiplied by mu."""
-        if not self.standing.gradients:
+        if not self.standing:
             super().zero_grad(set_to_none)
             return
         for group in self.param_groups:
-            if momenta := [self.standing.gradients[p] for p in group["params"] if p in self.standing.gradients]:
+            if momenta := [self.standing[p] for p in group["params"] if p in self.standing]:
                 torch._foreach_mul_(momenta, group["momentum"])
-        self.standing.scalings += 1
+            group["scalings"] = group.get("scalings", 0) + 1  # in the groups, for their way into a checkpoint
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -96,7 +92,10 @@ class MSGDW(SGD):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             divided = group["bound"] and any(isinstance(p, DTensor) for p in params)  # its norms are of all parts
-            if any(p.dtype == torch.bfloat16 for p in params) or (self.one_pass and not divided):
+            narrow = any(p.dtype == torch.bfloat16 for p in params)
+            if narrow and divided:
+                raise ValueError("bound does not go with bfloat16 parameters that are divided among processes.")
+            if narrow or (self.one_pass and not divided):
                 self.step_one_by_one(params, group)
             elif params:
                 steps = self.directions(params, group)
@@ -107,9 +106,9 @@ class MSGDW(SGD):
                 else:
                     torch._foreach_add_(params, steps, alpha=-group["lr"])
         if self.in_grad:
-            given = {p: p.grad for group in self.param_groups for p in group["params"] if p.grad is not None}
-            self.standing.gradients.update(given)
-            self.standing.scalings = 0
+            for group in self.param_groups:
+                self.standing.update((p, p.grad) for p in group["params"] if p.grad is not None)
+                group["scalings"] = 0
         return loss
 
     def step_one_by_one(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -144,14 +143,14 @@ class MSGDW(SGD):
         """ValueError if what stands in .grad is not mu m + g."""
         if hasattr(self, "grad_scale"):
             raise ValueError("momentum_in_grad does not go with a GradScaler, whose scale changes; use bfloat16.")
-        if not self.standing.gradients:
+        if not self.standing:
             return
-        if self.standing.scalings != 1:
+        if (times := self.param_groups[0].get("scalings", 0)) != 1:
             raise ValueError(
-                f"zero_grad() ran {self.standing.scalings} times since the last step; with momentum_in_grad it must "
-                "run once between two steps, before the backward pass."
+                f"zero_grad() ran {times} times since the last step; with momentum_in_grad it must run once between "
+                "two steps, before the backward pass."
             )
-        if not all(p.grad is momentum for p, momentum in self.standing.gradients.items()):
+        if not all(p.grad is momentum for p, momentum in self.standing.items()):
             raise ValueError(
                 "a gradient was replaced since the last step, and with momentum_in_grad the momentum went with it; "
                 "clear gradients with this optimizer's zero_grad() alone."
@@ -159,39 +158,42 @@ class MSGDW(SGD):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch; momentum that stands in the gradients is in it like any other."""
-        if not self.standing.gradients:
-            return super().state_dict()
-        for p, momentum in self.standing.gradients.items():
+        for p, momentum in self.standing.items():
             self.state[p]["momentum_buffer"] = momentum
         try:
-            return super().state_dict() | {"scalings": self.standing.scalings}
+            return super().state_dict()
         finally:
-            self.state.clear()
+            for p in self.standing:
+                del self.state[p]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch, whichever way the momentum was held when it was saved."""
-        in_grad, scalings = self.in_grad, state_dict.get("scalings", 0)
-        if scalings and not in_grad:
+        in_grad = self.in_grad
+        if not in_grad and any(group.get("scalings") for group in state_dict["param_groups"]):
             raise ValueError("this state was saved after zero_grad() of a momentum in the gradient; save it before.")
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             group["momentum_in_grad"] = in_grad
         if in_grad:
-            held = {p: slot["momentum_buffer"].clone() for p, slot in self.state.items() if "momentum_buffer" in slot}
+            self.standing.clear()
+            self.standing.update((p, slot["momentum_buffer"].clone()) for p, slot in self.state.items() if slot)
             self.state.clear()
-            self.standing.gradients.clear()
-            self.standing.gradients.update(held)
-            self.standing.scalings = scalings
-            for p, momentum in held.items():
+            for p, momentum in self.standing.items():
                 p.grad = momentum
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.standing:
+            raise ValueError("a copy would leave the momentum behind, which stands in .grad; copy state_dict().")
+        return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """What load_state_dict and copies end in; a state of an older version has no bound."""
         super().__setstate__(state)
-        self.__dict__.setdefault("standing", Standing())
+        self.__dict__.setdefault("standing", {})
         for group in self.param_groups:
             group.setdefault("bound", 0.0)
             group.setdefault("momentum_in_grad", False)
+        self._step_supports_amp_scaling = self.in_grad
 
 
 def one_pass(
@@ -220,7 +222,7 @@ def store(value: Tensor, target: Tensor) -> None:
     """Into bfloat16 up or down at random, the nearer the likelier: right in the mean."""
     if target.dtype == torch.bfloat16:  # the upper half of a float32: add a random lower half, and cut
         bits = value.view(torch.int32) + torch.randint_like(value, 1 << 16, dtype=torch.int32)
-        value = (bits & -(1 << 16)).view(torch.float32)
+        value = torch.where(value.isfinite(), (bits & -(1 << 16)).view(torch.float32), value)
     target.copy_(value)
 
 
@@ -237,6 +239,8 @@ def shares(steps: list[Tensor], params: list[Tensor], lr: float, bound: float) -
 
 def check_can_stand(group: dict[str, Any]) -> None:
     """ValueError for what momentum_in_grad cannot do."""
+    if not group.get("momentum_in_grad"):
+        return
     if group["nesterov"]:
         raise ValueError("nesterov needs the gradient beside the momentum: it does not go with momentum_in_grad.")
     if narrow := sorted({str(p.dtype) for p in group["params"] if p.dtype in (torch.bfloat16, torch.float16)}):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dnt.experiments.alternate import Measured, paired_ratio
+from dnt.report.measured import Measured, paired_ratio
 from dnt.settings import TrainSettings
 
 PHASES = ("data", "forward", "backward", "optimizer", "logging")
@@ -133,19 +133,18 @@ class Benchmark:
 
     @property
     def suggestion(self) -> str:
-        """The fastest as the options of `dnt train`, where the first is its default; nothing is changed by it."""
+        """The fastest as options of `dnt train`, against the first; nothing is changed by it."""
         ways = list(self.measured)
-        default = ways[0]
+        first = ways[0]
         gains = {way: median(self.gain(way)) for way in ways}
         best = max(gains, key=gains.__getitem__)
-        if best == default:
-            return f"The default is the fastest: {default.name}."
-        threads = f"OMP_NUM_THREADS={best.threads} " if best.threads != default.threads else ""
-        precision = f" --precision {best.precision}" if best.precision != default.precision else ""
+        if best == first:
+            return f"The first is the fastest: {first.name}."
+        threads = f"OMP_NUM_THREADS={best.threads} " if best.threads != first.threads else ""
         eager = "" if best.compile else " --no-compile"
         return (
-            f"Fastest: {threads}dnt train{precision}{eager} ({best.name}), {gains[best]:.2f} times as fast as the "
-            f"default ({default.name}). Nothing was changed; another precision computes other numbers."
+            f"Fastest: {threads}dnt train --precision {best.precision}{eager} ({best.name}), {gains[best]:.2f} times "
+            f"as fast as the first ({first.name}). Nothing was changed; another precision computes other numbers."
         )
 
     def gain(self, way: Combination) -> list[float]:
