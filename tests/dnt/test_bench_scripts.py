@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import dnt
 from dnt.nn.norms import NORMS
 from dnt.report.measured import Measured
 
@@ -96,3 +97,44 @@ def test_kernel_times_times_norms_and_attention_in_both_dtypes_eager_and_compile
     expected = {(what, dtype, f"{name}, {how}") for dtype, (what, name), how in every}
     assert {(row["what"], row["dtype"], row["kernel"]) for row in rows} >= expected
     assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_throughputs_peer_is_the_same_model_as_pre_ln_with_its_norms(bench):
+    throughput = import_module("throughput")
+    shape = throughput.SHAPES["tiny"]
+    torch.manual_seed(0)
+    peer = throughput.Peer(shape)
+    sizes = {name: getattr(shape, name) for name in ("depth", "dim", "heads", "context", "vocab_size")}
+    ours = dnt.GPT(dnt.GPTConfig(**sizes, placement="pre-ln", norm="layernorm", norm_eps=1e-5))
+    names = {
+        **{"norm_1": "attn.pre", "qkv": "attn.f.qkv", "proj": "attn.f.out"},
+        **{"norm_2": "mlp.pre", "up": "mlp.f.up", "down": "mlp.f.out", "norm": "final_norm"},
+    }
+    found = {
+        ".".join(names.get(part, part) for part in name.split(".")): value for name, value in peer.state_dict().items()
+    }
+    ours.load_state_dict(found)
+    tokens, targets = (torch.randint(shape.vocab_size, (3, shape.context)) for _ in range(2))
+    torch.testing.assert_close(peer(tokens, targets), ours.loss(tokens, targets))
+
+
+def test_throughput_names_the_best_of_the_peers_settings(run, monkeypatch):
+    monkeypatch.setattr(import_module("dnt.experiments.benchmark"), "can_compile", lambda: False)
+    sizes = ("--shapes", "tiny", "--peers", "peer, 32, eager", "--rounds", "2", "--steps-per-round", "1")
+    found = run("throughput", *sizes, alternate=shown(alternate_here), KEPT="peer, 32, eager")["shapes"]["tiny"]
+    assert found["best_peer"] == "peer, 32, eager" and found["ours_over_best_peer"] > 0
+    assert {row["what"] for row in found["rows"]} >= {"dnt + msgdw", "pre-ln + adamw", "peer, 32, eager"}
+
+
+def test_scaling_fits_an_exponent_to_each_cost(run, monkeypatch):
+    sizes = ("--depth", "1", "--dim", "16", "--heads", "1", "--context", "16", "--rounds", "1", "--no-compile")
+    axis = ("--axes", "batch", "--factors", "1", "8", "--steps-per-round", "1")
+    found = run("scaling", *sizes, *axis, alternate=shown(alternate_here))
+    [axis] = found["axes"].values()
+    assert [row["factor"] for row in axis["rows"]] == [1, 8]
+    assert 0 < axis["exponents"]["tensors"] < 1.1
+
+
+def shown(alternate):
+    """It takes what shows the rounds, too."""
+    return lambda builds, rounds, show: alternate(builds, rounds)

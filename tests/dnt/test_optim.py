@@ -277,7 +277,7 @@ def test_a_step_is_refused_unless_the_momentum_was_scaled_once_and_left_where_it
     optimizer.zero_grad()
     with pytest.raises(ValueError, match="ran 2 times"):
         optimizer.step()
-    model, optimizer = tiny_model(), None
+    model = tiny_model()
     optimizer = in_grad(model)
     stepped(optimizer, model, 1)
     model.zero_grad()
@@ -285,6 +285,17 @@ def test_a_step_is_refused_unless_the_momentum_was_scaled_once_and_left_where_it
     model.tokens.weight.sum().backward()
     with pytest.raises(ValueError, match="a gradient was replaced"):
         optimizer.step()
+
+
+def test_a_copy_that_would_forget_the_momentum_is_refused_and_later_groups_are_checked():
+    model = tiny_model()
+    optimizer = in_grad(model)
+    deepcopy(optimizer)
+    stepped(optimizer, model, 1)
+    with pytest.raises(ValueError, match=r"copy state_dict\(\)"):
+        deepcopy(optimizer)
+    with pytest.raises(ValueError, match="nesterov needs"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "nesterov": True})
 
 
 def test_what_needs_the_gradient_beside_the_momentum_is_refused():
@@ -334,6 +345,9 @@ def test_rounding_at_random_is_right_in_the_mean_and_leaves_what_bfloat16_holds(
     held = torch.empty_like(exact)
     store(exact.float(), held)
     assert torch.equal(exact, held)
+    all_ones = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # the NaN of GPUs
+    store(all_ones, held)
+    assert held.isnan().all()
 
 
 def test_many_small_steps_move_weights_in_bfloat16_as_far_as_in_float32():

@@ -1,6 +1,7 @@
 import errno
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -448,3 +449,60 @@ def test_a_padded_vocabulary_trains_and_never_samples_its_padding(workplace):
     model = tiny_model(vocab_size=257 + 63)
     dnt.fit(model, words(), tiny_msgdw(model), out="run", **OPTIONS)
     assert dnt.sample("run", prompt="ka", tokens=200, temperature=50.0).startswith("ka")
+
+
+def test_matrices_in_bfloat16_train_resume_exactly_and_come_back_in_float32(workplace):
+    data = dnt.prepare("words.txt", context=16)
+    options = OPTIONS | {"steps": 12, "checkpoint_every": 6, "precision": "bf16-weights"}
+
+    def trained(out: str, stop: int | None = None, **more):
+        model = tiny_model()
+        with pytest.MonkeyPatch.context() as patch:
+            if stop:
+                real = Loop.train_step
+
+                def train_step(loop):
+                    real(loop)
+                    if loop.step == stop:
+                        os.kill(os.getpid(), signal.SIGTERM)
+
+                patch.setattr(Loop, "train_step", train_step)
+            dnt.fit(model, data, tiny_msgdw(model), out=out, **options | more)
+        return model
+
+    whole = trained("whole")
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}, "afterwards"
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped", stop=8)
+    resumed = trained("stopped", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    for name, p in dnt.load("whole").named_parameters():
+        held = dict(whole.named_parameters())[name]
+        assert torch.equal(p, held), name
+        if name.startswith("blocks.") and p.ndim >= 2:
+            assert torch.equal(p, p.bfloat16().float()), "it was no finer in training"
+    narrow = sum(p.numel() for p in whole.blocks.parameters() if p.ndim >= 2)
+    parameters = sum(p.numel() for p in whole.parameters())
+    assert dnt.Run(Path("whole")).end["state_bytes"] == 4 * parameters - 2 * narrow
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what frees memory elsewhere is not known")
+def test_kept_memory_is_taken_again_without_a_page_fault():
+    program = """
+import resource, sys, torch
+from contextlib import nullcontext
+from dnt.machine import kept_memory
+with kept_memory(torch.device("cpu")) if sys.argv[1] == "kept" else nullcontext():
+    for _ in range(2):
+        torch.ones(1 << 24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(1 << 24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    usual = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    kept, freed = (
+        int(subprocess.run([sys.executable, "-c", program, way], capture_output=True, env=usual, check=True).stdout)
+        for way in ("kept", "freed")
+    )
+    assert kept < 100 < freed

@@ -95,7 +95,8 @@ class MSGDW(SGD):
             narrow = any(p.dtype == torch.bfloat16 for p in params)
             if narrow and divided:
                 raise ValueError("bound does not go with bfloat16 parameters that are divided among processes.")
-            if narrow or (self.one_pass and not divided):
+            compiled = self.one_pass and not divided and any(p.ndim >= 2 for p in params)  # it pays for large ones
+            if narrow or compiled:
                 self.step_one_by_one(params, group)
             elif params:
                 steps = self.directions(params, group)
