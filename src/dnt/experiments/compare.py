@@ -15,11 +15,11 @@ from dnt.settings import VARIATIONS, CompareSettings, Recipe, TrainSettings
 # and for the mixture, which was not swept, those of its parts.
 LEARNING_RATES = {
     **{"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1]},
-    **{name: [0.3] for name in VARIATIONS},
+    **{"calibrated": [0.3], "stateless": [0.3]},
 }
 WEIGHT_DECAYS = {
     **{"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4]},
-    **{name: [1e-3 / 0.3] for name in VARIATIONS},
+    **{"calibrated": [1e-3 / 0.3], "stateless": [1e-4 / 0.3]},
 }
 
 
