@@ -14,12 +14,19 @@ from dnt.settings import VARIATIONS, CompareSettings, Recipe, TrainSettings
 # The learning rates of the main job: winners of one sweep per cell on "stdlib" at these defaults (docs/results.md),
 # and for the mixture, which was not swept, those of its parts.
 LEARNING_RATES = {
-    **{"adamw": [3e-3], "msgdw": [0.1], "dnt/adamw": [1e-2], "msgdw-adamw": [0.1]},
-    **{"calibrated": [0.3], "stateless": [0.3]},
+    "adamw": [3e-3],
+    "msgdw": [0.1],
+    "dnt/adamw": [1e-2],
+    "msgdw-adamw": [0.1],
+    "calibrated": [0.3],
+    "stateless": [0.3],
 }
 WEIGHT_DECAYS = {
-    **{"adamw": [0.1], "msgdw": [1e-4], "msgdw-adamw": [1e-4]},
-    **{"calibrated": [1e-3 / 0.3], "stateless": [1e-4 / 0.3]},
+    "adamw": [0.1],
+    "msgdw": [1e-4],
+    "msgdw-adamw": [1e-4],
+    "calibrated": [1e-3 / 0.3],
+    "stateless": [1e-4 / 0.3],
 }
 
 
