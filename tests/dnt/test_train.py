@@ -493,7 +493,7 @@ import resource, sys, torch
 from contextlib import nullcontext
 from dnt.machine import kept_memory
 with kept_memory(torch.device("cpu")) if sys.argv[1] == "kept" else nullcontext():
-    for _ in range(2):
+    for _ in range(8):
         torch.ones(1 << 24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(4):
@@ -505,4 +505,4 @@ with kept_memory(torch.device("cpu")) if sys.argv[1] == "kept" else nullcontext(
         int(subprocess.run([sys.executable, "-c", program, way], capture_output=True, env=usual, check=True).stdout)
         for way in ("kept", "freed")
     )
-    assert kept < 100 < freed
+    assert kept < freed / 3, "the system may take back a few of its own accord"
