@@ -23,7 +23,7 @@ from dnt.files import write_json
 from dnt.settings import VARIATIONS
 
 DECAY = 1e-4  # lr x weight decay
-TUNING_SEED, SEEDS = 1000, (0, 1, 2)
+TUNING_SEED = 1000
 
 
 class StepBounded(dnt.MSGDW):
@@ -151,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="a text")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="fresh ones; none for no second part")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/clipping"))
     parser.add_argument("--out", type=Path, default=Path("bench/results/clipping.json"))
@@ -167,7 +168,7 @@ def main() -> None:
         for way in sorted(WAYS, key=lambda way: losses[way][best[way]], reverse=True):
             if way.name in ("clipped", "none"):
                 kinds[way.recipe, way.name] = way
-        fresh = [(way, best[way], seed) for way in kinds.values() for seed in SEEDS]
+        fresh = [(way, best[way], seed) for way in kinds.values() for seed in arguments.seeds]
         tests = {way: [] for way in WAYS}
         for (way, _, _), end in zip(fresh, pool.map(train, fresh), strict=True):
             tests[way].append(end["test"])
@@ -181,7 +182,13 @@ def main() -> None:
     for row in filter(lambda row: row["test"], rows):
         name = f"{row['recipe']} {row['way']} {row['most']:g} {row['bound']} {row['momentum']}"
         print(f"{name:36} lr {row['lr']:<6g} test {statistics.mean(row['test']):.4f}")
-    report = {"data": Path(arguments.data).name, "steps": arguments.steps, "decay": DECAY, "seeds": SEEDS, "rows": rows}
+    report = {
+        "data": Path(arguments.data).name,
+        "steps": arguments.steps,
+        "decay": DECAY,
+        "seeds": arguments.seeds,
+        "rows": rows,
+    }
     write_json(arguments.out, report)
 
 
