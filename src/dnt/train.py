@@ -181,8 +181,13 @@ def check_combination(settings: FitSettings, precision: str) -> None:
     """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
-    if precision == "bf16-weights" and (settings.processes > 1 or settings.strategy or settings.ema):
-        what = "ema" if settings.ema else "several processes, which would each round at random"
+    refused = {
+        "ema": settings.ema,
+        "fsdp": settings.strategy == "fsdp",
+        "several processes, which would each round at random": settings.processes > 1,
+    }
+    if precision == "bf16-weights" and any(refused.values()):
+        what = next(name for name, given in refused.items() if given)
         raise ValueError(f"bf16-weights does not go with {what}; use bf16-mixed.")
     accumulate = settings.accumulate or 1
     parts = settings.processes * accumulate

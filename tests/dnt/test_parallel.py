@@ -198,6 +198,7 @@ def test_torchrun_starts_the_processes_too(prepared):
         (["--precision", "bf16-weights", "--optimizer", "adamw"], "bf16-weights does not go with AdamW"),
         (["--precision", "bf16-weights", "--strategy", "fsdp"], "bf16-weights does not go with fsdp"),
         (["--precision", "bf16-weights", "--ema", "0.9"], "bf16-weights does not go with ema"),
+        (["--precision", "bf16-weights", "--devices", "2"], "bf16-weights does not go with several processes"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do some of it")
