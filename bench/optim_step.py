@@ -8,7 +8,6 @@ Momentum that is kept in the gradient is made there by zero_grad, which is timed
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +21,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import dnt
 from dnt.experiments.alternate import Measure, alternate
-from dnt.machine import describe_machine
+from dnt.files import write_json
+from dnt.machine import describe_machine, wait
 from dnt.report.measured import paired_ratio
 from dnt.settings import VARIATIONS
 
@@ -87,11 +87,6 @@ def build(name: str, size: str) -> tuple[Measure, Callable[[], dict[str, Any]]]:
     return measure, lambda: {"parameters": sum(p.numel() for p in parameters), "machine": describe_machine(device)}
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="gpt2-small")
@@ -119,8 +114,7 @@ def main() -> None:
             flush=True,
         )
     result = {"size": arguments.size, "parameters": parameters, "machine": machine | {"load": os.getloadavg()}}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
+    write_json(arguments.out, result | {"rows": rows})
 
 
 if __name__ == "__main__":
