@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zlib
 from dataclasses import replace
@@ -217,6 +219,29 @@ def test_only_asked_rows_and_their_partners_are_decoded(monkeypatch):
     monkeypatch.setattr(images.Stored, "images", lambda self, indices: read.extend(indices) or blank)
     data.train.batch(0, 0, 16, rows=slice(1, None, 4))
     assert len(read) == 4, "a rank that has every fourth row has their partners too"
+
+
+def test_a_loader_at_one_thread_leaves_the_others_to_who_computes_meanwhile():
+    """Torch gives a thread the number that any thread set last, when it first computes in parallel, for good."""
+    code = """
+import threading, torch
+from dnt.data.transforms import one_thread
+torch.set_num_threads(3)
+inside, computed = threading.Event(), threading.Event()
+def load():
+    with one_thread():
+        inside.set()
+        computed.wait()
+loader = threading.Thread(target=load)
+loader.start()
+inside.wait()
+torch.randn(512, 512) @ torch.randn(512, 512)
+during = torch.get_num_threads()
+computed.set()
+loader.join()
+assert during == torch.get_num_threads() == 3, during
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_global_random_state_and_threads_are_left_alone():

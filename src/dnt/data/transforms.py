@@ -21,10 +21,14 @@ BEFORE, AFTER, MIXING = 1, 2, 3  # streams of random numbers: of an image, befor
 LEVELS = 11  # of RandAugment: magnitudes 0 to 10
 DRAWS = {torch.rand, torch.randint, Tensor.uniform_, Tensor.normal_}  # what torchvision draws with
 
+# When a thread first computes in parallel it takes the number of threads that torch was told last, and keeps it: this one
+# now, not while a loader has set it to 1 for itself.
+torch.get_num_threads()
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """More only wait for each other on single images."""
+    """For the loader's thread: more only wait for each other on single images."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
