@@ -211,17 +211,23 @@ class Sums:
             histogram=self.histogram(),
         )
 
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Counts and squares of the bins that hold entries, in their order."""
+        bins = self.counts_E.nonzero().flatten()
+        return self.counts_E[bins], self.squares_E[bins]
+
     def median(self) -> float:
         """The root mean square of the bin that holds it."""
+        counts, squares = self.filled()
         rank = (self.count - self.zeros - 1) // 2
-        bin = int((self.counts_E.cumsum(0) > rank).nonzero()[0])
-        return math.sqrt(self.squares_E[bin] / self.counts_E[bin])
+        bin = torch.searchsorted(counts.cumsum(0), rank, right=True)
+        return float((squares[bin] / counts[bin]).sqrt())
 
     def top(self, n: float) -> float:
         """Sum of squares of the n largest; of the bin in which they end, a share."""
-        larger_E = self.counts_E.flip(0).cumsum(0).flip(0) - self.counts_E
-        taken_E = (n - larger_E).clamp(min=0).minimum(self.counts_E)
-        return float((self.squares_E * taken_E / self.counts_E.clamp(min=1)).sum())
+        counts, squares = self.filled()
+        larger = counts.flip(0).cumsum(0).flip(0) - counts
+        return float((squares * ((n - larger) / counts).clamp(0, 1)).sum())
 
 
 def sums_of(gradient: Tensor) -> Sums:
