@@ -4,7 +4,7 @@ import json
 import sys
 from functools import partial
 from importlib import import_module
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -133,6 +133,16 @@ def test_scaling_fits_an_exponent_to_each_cost(run, monkeypatch):
     [axis] = found["axes"].values()
     assert [row["factor"] for row in axis["rows"]] == [1, 8]
     assert 0 < axis["exponents"]["tensors"] < 1.1
+
+
+def test_diagnostics_holds_gradient_stats_against_a_training_step(run):
+    sizes = ("--size", "gpt-tiny", "--context", "8", "--rounds", "2", "--only", "gradients")
+    peaks = count()  # this process has held more before
+    here = {"alternate": alternate_here, "peak_memory_bytes": lambda device: next(peaks)}
+    found = run("diagnostics", *sizes, **here)["gradients"]
+    assert set(found["seconds"]) == set(found["peak_bytes"]) == {"training step", "gradient_stats"}
+    assert found["time_ratio"] > 0 and found["memory_ratio"] == 1
+    assert all(len(seconds) == 2 for seconds in found["seconds_of_all"].values())
 
 
 def shown(alternate):
