@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dnt.experiments.benchmark import benchmark as benchmark
     from dnt.experiments.compare import compare as compare
     from dnt.experiments.tune import tune as tune
+    from dnt.inspection import inspect_model as inspect_model
     from dnt.interchange.gpt2 import load_gpt2 as load_gpt2
     from dnt.interchange.gpt2 import save_gpt2 as save_gpt2
     from dnt.interchange.huggingface import DNTConfig as DNTConfig
@@ -72,6 +73,7 @@ PUBLIC = {
     "export": "dnt.interchange.huggingface",
     "fit": "dnt.train",
     "gpt": "dnt.nn.gpt",
+    "inspect_model": "dnt.inspection",
     "load": "dnt.weights",
     "load_gpt2": "dnt.interchange.gpt2",
     "load_timm": "dnt.interchange.timm",

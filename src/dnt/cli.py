@@ -17,6 +17,7 @@ from dnt.settings import (
     AblateSettings,
     BenchSettings,
     CompareSettings,
+    InspectSettings,
     Recipe,
     SampleSettings,
     TrainSettings,
@@ -61,6 +62,18 @@ def bench(settings: BenchSettings) -> None:
     console().print(result.memory_table())
     if settings.suggest:
         print(result.suggestion)
+
+
+def inspect(what: tyro.conf.Positional[str], settings: InspectSettings) -> None:
+    """See why momentum SGD can or cannot train a model; one page, and its numbers as parquet.
+
+    WHAT: a run folder, one of transformers, a named size, timm:NAME, or MODULE:FUNCTION returning (model, batches, loss).
+    """
+    result = import_module("dnt.inspection").inspect_model(what, settings)
+    console().print(result.table())
+    for finding in result.findings():
+        print(f"- {finding}")
+    print(f"page: {result.page}")
 
 
 def sample(run: tyro.conf.Positional[Path], settings: SampleSettings) -> None:
@@ -128,6 +141,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": ablate,
     "train": train,
     "bench": bench,
+    "inspect": inspect,
     "sample": sample,
     "list": list_tables,
     "data": data,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 
+from dnt.analysis.diagnosis import diagnose, step_rows
 from dnt.analysis.gradients import gradient_histogram, histogram
 from dnt.analysis.memory import state_bytes
 from dnt.checkpoints import read_state, write_state
@@ -34,6 +35,7 @@ from dnt.weights import write_weights
 LOG_EVERY = 10  # steps
 CALIBRATION = 4  # batches
 HELD_TOKENS = 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
+IN_TRAINING: dict[str, Any] = {"exact": 1024, "resamples": 20, "brief": True}  # of a diagnosis: what keeps it short
 
 
 class Objective(nn.Module):
@@ -174,6 +176,8 @@ class Loop:
         rows = [{"event": "calibration", "step": 0, "scales": self.scales}] if self.scales else []
         found = self.relative_steps()
         self.record(*rows, self.gradients(), *found)
+        if self.settings.diagnose_every:
+            self.diagnose()
         return found[0]["steps"] if found else {}
 
     def run_to_end(self, stopping: Callable[[], bool], show: Callable[[int, float, float], None]) -> None:
@@ -182,12 +186,16 @@ class Loop:
         self.model.train()
         with closing(ahead(self.remaining())) as self.batches:
             while self.step < steps:
+                due = self.settings.diagnose_every and (self.step + 1) % self.settings.diagnose_every == 0
+                before = {name: p.detach().clone() for name, p in self.model.named_parameters()} if due else None
                 self.train_step()
                 stop = self.any_asks(stopping()) and self.step < steps
                 evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
                 checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
-                if self.step % LOG_EVERY == 0 or evaluate or checkpoint:
+                if self.step % LOG_EVERY == 0 or evaluate or checkpoint or due:
                     show(self.step, *self.log_recent())
+                if before:
+                    self.diagnose(before)
                 if evaluate:
                     self.record(self.evaluation(), *self.relative_steps())
                 if checkpoint:
@@ -383,6 +391,23 @@ class Loop:
             counts = gradient_histogram(self.wide_model(), batch, lambda model, x, y: model.loss(x, y))
         self.model.train()
         return {"event": "gradients", "step": self.step} | counts
+
+    def diagnose(self, before: dict[str, Tensor] | None = None) -> None:
+        """Into the log: what dnt.analysis.diagnose measures on a held batch, and its seconds; the first process alone.
+
+        before: the weights before the last step, whose size is measured too. Leaves the state of random numbers alone.
+        """
+        if not self.fabric.is_global_zero:
+            return
+        started = time.perf_counter()
+        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        self.model.eval()
+        with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+            tables = diagnose(self.wide_model(), [self.held_batch()], lambda model, x, y: model.loss(x, y), **IN_TRAINING)
+        self.model.train()
+        tables["steps"] = step_rows(self.model, before) if before else []
+        seconds = time.perf_counter() - started
+        self.record({"event": "diagnosis", "step": self.step, "seconds": seconds, "tables": tables})
 
     @contextmanager
     def without_gradients(self) -> Iterator[None]:

@@ -35,6 +35,13 @@ def describe_steps(steps: dict[str, float]) -> str:
     return f"relative step at the peak rate: {', '.join(found)}"
 
 
+def describe_diagnoses(run: Run, steps: int, every: int) -> str:
+    """What diagnoses cost, in one line, from the first of them."""
+    seconds = run.rows("diagnosis")[0]["seconds"]
+    count = 1 + steps // every
+    return f"a diagnosis takes {seconds:.1f} s here; {count} of them, about {count * seconds:,.0f} s"
+
+
 @contextmanager
 def progress_bar(run: Run, steps: int, unit: str, enabled: bool) -> Iterator[Callable[[int, float, float], None]]:
     """A function of (step, loss, units a second) that moves a bar on a terminal."""

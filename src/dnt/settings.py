@@ -21,6 +21,7 @@ STRATEGIES = ("ddp", "fsdp")
 LEAST = {
     **{"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0},
     **{"clip_equilibrium": 0, "floor": 0, "calibrate": 0, "accumulate": 1, "devices": 1, "nodes": 1},
+    **{"diagnose_every": 0},
 }
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
@@ -46,7 +47,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {  # of the recipe, by name
 }
 FIXED = (  # in a comparison: what else is varied leaves the losses comparable
     *("data", "model", "tokenizer", "column", "image_size", "augment", "context", "vocab_multiple", "betas"),
-    *("precision", "compile", "eval_every", "eval_tokens", "checkpoint_every", *HOW),
+    *("precision", "compile", "eval_every", "eval_tokens", "checkpoint_every", "diagnose_every", *HOW),
 )
 
 
@@ -83,6 +84,8 @@ class FitSettings:
     eval_tokens: int = 1 << 19
     """of validation, and of test, that an evaluation reads; 0 for all (images of a ViT)"""
     checkpoint_every: int = 200
+    diagnose_every: int = 0
+    """steps between diagnoses for the log: gradients, tails, Jacobians, attention (docs/diagnostics.md); 0 for none"""
     devices: int | None = None
     """processes on each machine, one a GPU, or sharing the CPU's cores; 1 if not given"""
     nodes: int | None = None
@@ -282,8 +285,8 @@ class Cells(Recipe):
 
 
 UNMEASURED = (  # fields of a recipe that change nothing in what a step computes, or have another name in a benchmark
-    *("steps", "schedule", "warmup", "floor", "calibrate", "eval_every", "eval_tokens", "checkpoint_every", "data"),
-    *("tokenizer", "column", "devices", "nodes", "strategy", "precision"),
+    *("steps", "schedule", "warmup", "floor", "calibrate", "eval_every", "eval_tokens", "checkpoint_every"),
+    *("diagnose_every", "data", "tokenizer", "column", "devices", "nodes", "strategy", "precision"),
 )
 
 
@@ -419,3 +422,48 @@ class SampleSettings:
     """0 takes the likeliest token each time"""
     top_k: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings:
+    """See why momentum SGD can or cannot train a model: gradients, tails, Jacobians, weights, attention.
+
+    One page, and the same numbers as parquet. A model without data of its own reads random ones, at its start.
+    """
+
+    data: str | None = None
+    """what to read, as for dnt train; a run's own if not given, of a named size random tokens or pixels"""
+    tokenizer: str = Recipe.tokenizer
+    """of a named size with --data"""
+    column: str = Recipe.column
+    """likewise"""
+    placement: str | None = None
+    """of a named size; dnt if not given"""
+    context: int | None = None
+    """tokens a sequence, of a named size or a folder of transformers; at most 256 if not given"""
+    batch_size: int = 8
+    batches: int = 1
+    """of which the mean gradient is taken"""
+    noise: int = 0
+    """batches, 64 or more, whose gradients are taken one by one for their noise; 0 for none"""
+    jacobians: bool = True
+    """singular values of blocks, branches and the whole stack: most of the time that this takes"""
+    tokens: int = 64
+    """of one sample, that Jacobians are taken over; fewer where that gives all singular values"""
+    singular_values: int = 16
+    """the largest so many, where not all can be had"""
+    pretrained: bool = False
+    """of timm: with the weights that timm downloads"""
+    statements: bool = False
+    """measure what each placement does not see, on small models (docs/why-it-works.md)"""
+    seed: int = 0
+    """of random data and initial weights"""
+    out: str | None = None
+    """the folder of the page; RUN/inspection, or inspections/NAME, if not given"""
+
+    def check(self) -> None:
+        for name in ("batch_size", "batches", "tokens", "singular_values", "context"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if 0 < self.noise < 64 or self.noise < 0:
+            raise ValueError(f"noise is {self.noise}; of fewer than 64 batches it says little. Give 64 or more, or 0.")

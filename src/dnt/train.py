@@ -31,7 +31,7 @@ from dnt.optim.groups import sgd_rates
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
 from dnt.parallel import process_lost, shard, watched
-from dnt.progress import announcement, describe_steps, progress_bar
+from dnt.progress import announcement, describe_diagnoses, describe_steps, progress_bar
 from dnt.runs import Run
 from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model
@@ -167,6 +167,9 @@ def fit(
             ):
                 if loop.step == 0 and (steps := loop.begin()) and show_here:
                     print(describe_steps(steps), file=sys.stderr, flush=True)
+                if settings.diagnose_every and show_here:
+                    said = describe_diagnoses(run, settings.steps, settings.diagnose_every)
+                    print(said, file=sys.stderr, flush=True)
                 loop.run_to_end(stopping, show)
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"{str(error).splitlines()[0]} {run.last_good}.") from error
@@ -181,6 +184,8 @@ def check_combination(settings: FitSettings, precision: str) -> None:
     """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
+    if settings.diagnose_every and settings.strategy == "fsdp":
+        raise ValueError("diagnose_every does not go with fsdp, where no process has the whole model; inspect the run.")
     refused = {
         "ema": settings.ema,
         "fsdp": settings.strategy == "fsdp",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-ROLES = ("embedding", "position", "q", "k", "v", "o", "gate", "1", "2", "gain", "bias", "head", "other")
+MATRICES = ("q", "k", "v", "o", "gate", "1", "2")
+ROLES = ("embedding", "position", *MATRICES, "gain", "bias", "head", "other")
 
 Shares = dict[str, int]  # of a fused parameter's rows, by role, in their order
 
@@ -145,6 +146,11 @@ class Part:
     start: int
     stop: int
     across: bool
+
+    @property
+    def of_block(self) -> bool:
+        """Whether it is one of the matrices of a block."""
+        return self.role in MATRICES and self.layer is not None
 
     def of(self, tensor: Tensor) -> Tensor:
         """That part of a tensor shaped like the parameter; a view."""

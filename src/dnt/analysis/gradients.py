@@ -3,7 +3,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +52,15 @@ class Entries:
 
 @dataclass(frozen=True)
 class GradientStats:
-    """Of the gradient of `loss`: by the names of parts, by role (all layers together), and of all entries."""
+    """Of the gradient of `loss`: by the names of parts, by role (all layers together), and of all entries.
+
+    blocks: of the matrices of all blocks together.
+    """
 
     loss: float
     parts: dict[str, Entries]
     roles: dict[str, Entries]
+    blocks: Entries
     total: Entries
 
 
@@ -67,15 +71,21 @@ def gradient_stats(model: nn.Module, batches: Iterable[Sequence[Any]], loss_fn: 
     Beside what the backward pass needs it holds one gradient, a second one if there are several batches, and little
     else. What no loss depends on has a gradient of zeros.
     """
-    loss, gradients = mean_gradient(model, batches, loss_fn)
-    found, by_role, total = {}, {role: Sums() for role in ROLES}, Sums()
+    return stats_of(model, *mean_gradient(model, batches, loss_fn))
+
+
+def stats_of(model: nn.Module, loss: float, gradients: Mapping[nn.Parameter, Tensor]) -> GradientStats:
+    """Of a gradient that is there, by parameter."""
+    found, by_role, blocks, total = {}, {role: Sums() for role in ROLES}, Sums(), Sums()
     for part in parts(model):
         sums = sums_of(part.of(gradients[part.parameter]))
         found[part.name] = sums.entries(part.role, part.layer)
         by_role[part.role].add(sums)
         total.add(sums)
+        if part.of_block:
+            blocks.add(sums)
     roles = {role: sums.entries(role) for role, sums in by_role.items() if sums.count}
-    return GradientStats(loss, found, roles, total.entries())
+    return GradientStats(loss, found, roles, blocks.entries(), total.entries())
 
 
 def gradient_noise(

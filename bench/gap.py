@@ -1,0 +1,134 @@
+"""Does the shape of the gradient early in training tell how far mSGDW ends behind AdamW? As registered in docs/protocol.md.
+
+dnt ablate --data shakespeare.txt --tokenizer char --optimizers adamw --steps 200 --warmup 20 --eval-every 200 \\
+    --checkpoint-every 200 --points 3 --most-points 4 --decays 1e-4 --seeds 0 1 --out runs/ablate-adamw
+python bench/gap.py shakespeare.txt --adamw runs/ablate-adamw --runs runs/gap --out bench/results/gap.json
+
+The first command tunes AdamW in each cell; the script trains mSGDW at the rates that docs/results.md found, with diagnoses, and
+compares. Finished runs in --runs are not run again.
+"""
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from math import isfinite
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+import dnt
+from dnt.files import write_json
+from dnt.report.cells import cells_in
+
+RATES = {  # of mSGDW, tuned on seed 1000 ("Each norm alone, and left out" in docs/results.md)
+    **{"pre-ln": 0.1, "s2": 0.1, "s3": 1.0, "s4": 0.1, "dnt": 0.1, "dnt-no-input": 0.03, "dnt-no-pre": 0.1},
+    **{"dnt-no-qk": 0.1, "dnt-no-mid": 1.0, "input-only": 0.3, "qk-only": 0.3, "mid-only": 0.03, "no-norm": 0.3},
+}
+CELLS = [*((placement, "gpt2") for placement in RATES), ("dnt", "dnt")]  # and the initialization
+STEP_DECAY = 1e-4  # lr x weight decay
+STEPS, MOMENT = 200, 20
+STATISTIC = "norm² in the largest 1%"
+PERMUTATIONS = 100_000
+
+
+def trained(data: str, runs: Path, job: tuple[tuple[str, str], int]) -> dnt.Run:
+    (placement, init), seed = job
+    out = runs / f"{placement}-{init}-seed{seed}"
+    if dnt.Run(out).end is None:
+        lr = RATES[placement]
+        new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, "--lr", str(lr)]
+        new += ["--weight-decay", str(STEP_DECAY / lr), "--steps", str(STEPS), "--warmup", "20", "--eval-every", str(STEPS)]
+        new += ["--checkpoint-every", str(STEPS), "--diagnose-every", str(MOMENT), "--seed", str(seed), "--out", str(out)]
+        options = ["--resume", str(out)] if (out / "config.json").exists() else new
+        subprocess.run([sys.executable, "-m", "dnt", "train", *options], check=True)
+    return dnt.Run(out)
+
+
+def statistics(run: dnt.Run, step: int) -> dict[str, float]:
+    """Of the diagnosis after a step: the registered statistic first, then all others."""
+    tables = next(row["tables"] for row in run.rows("diagnosis") if row["step"] == step)
+    blocks = next(row for row in tables["gradients"] if row["level"] == "blocks")
+    whole = next(row for row in tables["gradients"] if row["level"] == "all")
+    found = {STATISTIC: blocks["top_share"], "the same, of all parameters": whole["top_share"]}
+    found |= {"kurtosis": blocks["kurtosis"], "largest over median": blocks["max_to_median"]}
+    for row in tables["tails"]:
+        if row["name"] == "blocks":
+            found[f"{row['index']}, {row['how']}"] = row["value"]
+    shares = next(row for row in tables["shares"] if row["name"] == "blocks")
+    found |= {f"variance of log|g| between {name}": shares[name] for name in ("parameters", "rows", "columns")}
+    found["variance of log|g|"] = shares["variance"]
+    end = next(row for row in tables["jacobians"] if row["what"] == "end to end")
+    found |= {"end to end: largest singular value": end["largest"], "end to end: log-spread": end["log_spread"]}
+    found["end to end: effective rank"] = end["effective_rank"]
+    found["entropy of attention"] = mean(row["uniformity"] for row in tables["attention"])
+    return found
+
+
+def correlation(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Spearman's, with its two-sided p-value by permutations."""
+    found = float(spearmanr(x, y).statistic)
+    rng = np.random.default_rng(0)
+    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
+    drawn = np.array([np.corrcoef(ranks[0], rng.permutation(ranks[1]))[0, 1] for _ in range(PERMUTATIONS)])
+    return found, float((1 + (np.abs(drawn) >= abs(found) - 1e-9).sum()) / (1 + PERMUTATIONS))
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Corrected for their number (Holm 1979)."""
+    corrected, last = {}, 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        last = max(last, min(1.0, (len(p_values) - i) * p))
+        corrected[name] = last
+    return corrected
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a text")
+    parser.add_argument("--adamw", type=Path, required=True, help="the folder of the ablation under AdamW")
+    parser.add_argument("--runs", type=Path, default=Path("runs/gap"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/gap.json"))
+    arguments = parser.parse_args()
+    jobs = list(product(CELLS, arguments.seeds))
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        runs = dict(zip(jobs, pool.map(lambda job: trained(arguments.data, arguments.runs, job), jobs), strict=True))
+    adamw = {(cell.placement, "dnt" if "init dnt" in cell.variation else "gpt2"): cell for cell in cells_in(arguments.adamw)}
+    cells: list[dict[str, Any]] = []
+    for key in CELLS:
+        own = [runs[key, seed] for seed in arguments.seeds]
+        best = adamw[key].best
+        tests = {"msgdw": [run.end["test"] for run in own], "adamw": [best.test_by_seed()[s] for s in arguments.seeds]}
+        gap = mean(tests["msgdw"]) - mean(tests["adamw"])
+        found = [statistics(run, MOMENT) for run in own]
+        means = {name: mean(each[name] for each in found) for name in found[0]}
+        rates = {"msgdw": RATES[key[0]], "adamw": best.lr, "adamw at its edge": adamw[key].at_edge}
+        cells.append({"placement": key[0], "init": key[1], "rates": rates, "test": tests, "gap": gap, "statistics": means})
+    gaps = [cell["gap"] for cell in cells]
+    columns = {name: [cell["statistics"][name] for cell in cells] for name in cells[0]["statistics"]}
+    tests = {name: correlation(values, gaps) for name, values in columns.items() if all(map(isfinite, values))}
+    corrected = holm({name: p for name, (_, p) in tests.items() if name != STATISTIC})
+    for cell in cells:
+        name, test = f"{cell['placement']}, init {cell['init']}", cell["test"]
+        print(
+            f"{name:26} mSGDW {mean(test['msgdw']):.3f} AdamW {mean(test['adamw']):.3f} gap {cell['gap']:+.3f} "
+            f"{STATISTIC} {cell['statistics'][STATISTIC]:.3f}"
+        )
+    for name, (rho, p) in tests.items():
+        how = "registered" if name == STATISTIC else f"exploratory, Holm {corrected[name]:.3f}"
+        print(f"{name:42} rank correlation {rho:+.2f}, p {p:.4f} ({how})")
+    rows = [
+        {"statistic": name, "spearman": rho, "p": p, "p_holm": corrected.get(name), "registered": name == STATISTIC}
+        for name, (rho, p) in tests.items()
+    ]
+    write_json(arguments.out, {"step": MOMENT, "steps": STEPS, "seeds": arguments.seeds, "cells": cells, "tests": rows})
+
+
+if __name__ == "__main__":
+    main()

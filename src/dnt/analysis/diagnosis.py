@@ -1,0 +1,164 @@
+"""Everything that this package measures of one model at one moment, as tables: lists of plain rows.
+
+    gradients   of every part, of each role, of the matrices of all blocks, of all: dnt.analysis.gradients
+    tails       indices of each role and of the blocks' matrices, raw and unscaled; shares: where the variance of log|g| lies
+    noise       the alpha-stable index of the gradient's noise, of each role
+    scales      what the loss sees of scales that a norm would hide
+    jacobians   singular values of blocks, branches and all blocks together
+    weights     singular values of every matrix, and of W_q^T W_k
+    stream      the residual stream and its branches by depth
+    attention   the entropy of every head
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnt.analysis.activations import attention_entropies, residual_norms
+from dnt.analysis.anatomy import blocks, captured, parts
+from dnt.analysis.dependence import scale_dependence
+from dnt.analysis.gradients import LOWEST, PER_DECADE, Entries, GradientStats, gradient_noise, mean_gradient, stats_of
+from dnt.analysis.jacobian import EXACT, model_jacobians
+from dnt.analysis.spectra import step_sizes, weight_spectra
+from dnt.analysis.tails import ENOUGH, alpha_stable, tail_indices
+
+BLOCKS = "blocks"  # the matrices of all blocks together
+LISTS = ("singular_values", "heads")
+FEWEST = 8  # tokens, over which a Jacobian says something of attention
+
+Rows = list[dict[str, Any]]
+
+
+def diagnose(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    loss_fn: Callable[..., Tensor],
+    *,
+    noise: Sequence[Sequence[Any]] = (),
+    jacobians: bool = True,
+    tokens: int = 64,
+    singular_values: int = 16,
+    exact: int = EXACT,
+    resamples: int = 100,
+    brief: bool = False,
+) -> dict[str, Rows]:
+    """The tables, by name, of a model in evaluation mode; loss_fn(model, *batch) -> scalar.
+
+    The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of whose
+    gradients the noise is taken. jacobians: over so many tokens of the first sample as give all singular values of at
+    most `exact`; where those are fewer than FEWEST, over `tokens`, and the largest singular_values. resamples: of the
+    intervals. brief: without lists of singular values.
+    """
+    batches = list(batches)
+    if not batches:
+        raise ValueError("no batch to diagnose a model on; give at least one.")
+    loss, gradients = mean_gradient(model, batches, loss_fn)
+    first = batches[0]
+
+    def run() -> Any:
+        with torch.no_grad():
+            return loss_fn(model, *first)
+
+    tables: dict[str, Rows] = {"gradients": gradient_rows(stats_of(model, loss, gradients))}
+    tables |= tail_rows(model, gradients, resamples)
+    tables["noise"] = noise_rows(model, noise, loss_fn) if noise else []
+    tables["scales"] = scale_dependence(model, first, loss_fn)
+    tables["jacobians"] = jacobian_rows(model, run, tokens, singular_values, exact) if jacobians else []
+    tables["weights"] = weight_rows(model)
+    tables["stream"] = [asdict(row) for row in residual_norms(model, run)]
+    tables["attention"] = [asdict(row) for row in attention_entropies(model, run)]
+    if brief:
+        return {name: [without_lists(row) for row in rows] for name, rows in tables.items()}
+    return tables
+
+
+def gradient_rows(stats: GradientStats) -> Rows:
+    levels = {"part": stats.parts, "role": stats.roles, BLOCKS: {BLOCKS: stats.blocks}, "all": {"all": stats.total}}
+    whole = square_sum(stats.total)
+    return [
+        {"level": level, "name": name}
+        | asdict(entries)
+        | {
+            "histogram": [] if level == "part" else list(entries.histogram),
+            "lowest_decade": LOWEST,
+            "bins_per_decade": PER_DECADE,
+            "zero_share": entries.zeros / entries.count if entries.count else 0.0,
+            "norm_share": square_sum(entries) / whole if whole else 0.0,
+        }
+        for level, found in levels.items()
+        for name, entries in found.items()
+        if entries.count
+    ]
+
+
+def square_sum(entries: Entries) -> float:
+    return entries.rms**2 * (entries.count - entries.zeros)
+
+
+def tail_rows(model: nn.Module, gradients: Mapping[nn.Parameter, Tensor], resamples: int) -> dict[str, Rows]:
+    """Of each role with entries enough, and of the blocks' matrices together."""
+    by_name: dict[str, list[Tensor]] = {BLOCKS: []}
+    for part in parts(model):
+        matrix = part.matrix(gradients[part.parameter])
+        by_name.setdefault(part.role, []).append(matrix)
+        if part.of_block:
+            by_name[BLOCKS].append(matrix)
+    found: dict[str, Rows] = {"tails": [], "shares": []}
+    for name, matrices in by_name.items():
+        if sum(matrix.numel() for matrix in matrices) < ENOUGH:
+            continue
+        tails = tail_indices(matrices, resamples=resamples)
+        found["shares"].append({"name": name} | asdict(tails.shares))
+        for how, indices in (("raw", tails.raw), ("unscaled", tails.unscaled)):
+            for index in indices:
+                row = asdict(index)
+                found["tails"].append({"name": name, "index": row.pop("name"), "how": how} | row)
+    return found
+
+
+def noise_rows(model: nn.Module, batches: Sequence[Sequence[Any]], loss_fn: Callable[..., Tensor]) -> Rows:
+    """The alpha-stable index, 2 for a normal law, over the coordinates of each role."""
+    by_role: dict[str, list[Tensor]] = {}
+    samples = gradient_noise(model, batches, loss_fn)
+    for part in parts(model):
+        if samples[part.name].shape[1]:
+            by_role.setdefault(part.role, []).append(samples[part.name])
+    return [{"role": role} | asdict(alpha_stable(torch.cat(noises, dim=1))) for role, noises in by_role.items()]
+
+
+def jacobian_rows(model: nn.Module, run: Callable[[], Any], tokens: int, k: int, exact: int) -> Rows:
+    stack = [block for _, block in blocks(model)]
+    if not stack:
+        return []
+    args, kwargs = captured(stack[:1], run)[stack[0]]
+    width = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
+    all_of_them = exact // width >= FEWEST
+    how: dict[str, Any] = {"tokens": exact // width, "exact": exact} if all_of_them else {"tokens": tokens, "k": k}
+    return [
+        {"layer": row.layer, "what": row.what} | asdict(row.spread) | {"singular_values": row.singular_values.tolist()}
+        for row in model_jacobians(model, run, **how)
+    ]
+
+
+def weight_rows(model: nn.Module) -> Rows:
+    rows = []
+    for found in weight_spectra(model):
+        spread = asdict(found.spread)
+        rows.append(
+            {"name": found.name, "role": found.role, "layer": found.layer, "norm": found.norm}
+            | {name: spread[name] for name in ("largest", "condition", "effective_rank", "stable_rank", "log_spread")}
+            | {"heads": list(found.heads), "singular_values": found.singular_values.tolist()}
+        )
+    return rows
+
+
+def step_rows(model: nn.Module, before: Mapping[str, Tensor]) -> Rows:
+    """By how much of each matrix the steps since `before` have moved it."""
+    return [asdict(row) for row in step_sizes(before, model)]
+
+
+def without_lists(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in LISTS}

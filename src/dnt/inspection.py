@@ -1,0 +1,74 @@
+"""Why momentum SGD can or cannot train a model: measured, and written as a page."""
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dnt import __version__
+from dnt.analysis.diagnosis import diagnose
+from dnt.experiments.statements import statements, summary
+from dnt.machine import describe_machine
+from dnt.report.inspection import Inspection
+from dnt.settings import InspectSettings
+from dnt.subjects import Subject, find_subject
+
+
+def inspect_model(what: str | Path, settings: InspectSettings | None = None, **options: Any) -> Inspection:
+    """Measure a model and write its page; options are the fields of InspectSettings.
+
+    what: a run folder, one that dnt.save or transformers wrote, a named size, timm:NAME, or MODULE:FUNCTION, a function
+    without arguments that returns (model, batches, loss_fn), where loss_fn(model, *batch) -> scalar. ValueError for
+    what is none of these.
+    """
+    settings = replace(settings or InspectSettings(), **options)
+    settings.check()
+    started = time.perf_counter()
+    found = find_subject(str(what), settings)
+    batches = list(found.batches)
+    if settings.noise and len(batches) < settings.noise:
+        raise ValueError(f"{what} gives {len(batches)} batches; --noise {settings.noise} needs as many.")
+    tables = diagnose(
+        found.model,
+        batches[: settings.batches],
+        found.loss,
+        noise=batches[: settings.noise],
+        jacobians=settings.jacobians,
+        tokens=settings.tokens,
+        singular_values=settings.singular_values,
+    )
+    if settings.statements:
+        measured = statements()
+        tables["statements"] = summary(measured)
+    inspection = Inspection(
+        name=found.name,
+        facts=facts_of(found, settings) | {"took": f"{time.perf_counter() - started:.0f} s"},
+        tables=tables,
+        folder=Path(settings.out) if settings.out else folder_of(found),
+        along=found.run.rows("diagnosis") if found.run else [],
+    )
+    inspection.write()
+    return inspection
+
+
+def folder_of(found: Subject) -> Path:
+    """Beside the run, or named after the model."""
+    if found.run:
+        return found.run.path / "inspection"
+    return Path("inspections") / re.sub(r"[^\w.-]+", "-", found.name).strip("-.")
+
+
+def facts_of(found: Subject, settings: InspectSettings) -> dict[str, Any]:
+    device = next(found.model.parameters()).device
+    facts = {
+        "model": type(found.model).__name__,
+        "parameters": f"{sum(p.numel() for p in found.model.parameters()):,}",
+        "data": found.data,
+        "batch": f"{settings.batches} x {settings.batch_size}",
+    }
+    if placement := getattr(getattr(found.model, "config", None), "placement", None):
+        facts["placement"] = placement
+    if found.run and (checkpoint := found.run.last_checkpoint()):
+        facts["step"] = checkpoint[0]
+    return facts | {"machine": describe_machine(device)["device"], "dnt": __version__}
