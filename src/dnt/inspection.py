@@ -61,7 +61,7 @@ def folder_of(found: Subject) -> Path:
 
 def facts_of(found: Subject, settings: InspectSettings) -> dict[str, Any]:
     device = next(found.model.parameters()).device
-    facts = {
+    facts: dict[str, Any] = {
         "model": type(found.model).__name__,
         "parameters": f"{sum(p.numel() for p in found.model.parameters()):,}",
         "data": found.data,

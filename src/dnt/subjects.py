@@ -64,9 +64,9 @@ def kind_of(what: str) -> str:
         return "a folder of transformers" if "model_type" in config else "a run"
     if ":" in what:
         return "a function"
-    if what not in GPT_SIZES | VIT_SIZES and (os.sep in what or what.startswith(".")):
+    if os.sep in what or what.startswith("."):
         raise ValueError(f"there is no folder {what}; give a run, a folder of transformers or a name.")
-    lookup(GPT_SIZES | VIT_SIZES, what, "model (nor is there a folder, timm:NAME or MODULE:FUNCTION of this name)")  # type: ignore[arg-type]
+    lookup(dict.fromkeys((*GPT_SIZES, *VIT_SIZES)), what, "model (and no folder of this name is here)")
     return "a named size"
 
 

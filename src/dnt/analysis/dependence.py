@@ -7,6 +7,7 @@ gradient depends on. A power of two is exact, so that a scale which a norm hides
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def dependences(model: nn.Module) -> Iterator[tuple[str, str, Callable[[float], 
     known = parts(model)
     for roles, norm in HIDING.items():
         if found := [part for part in known if part.role in roles and part.of_block]:
-            yield ", ".join(f"W_{role}" for role in roles), norm, lambda by, found=found: weights_scaled(found, by)
+            yield ", ".join(f"W_{role}" for role in roles), norm, partial(weights_scaled, found)
 
 
 @contextmanager

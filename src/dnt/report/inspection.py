@@ -27,7 +27,6 @@ HEAT = {  # of each layer and role
     "max_to_median": ("largest over median |g|", True),
     "norm_share": ("share of the whole gradient's norm²", False),
 }
-PARAGRAPHS = ("gradients", "tails", "jacobians", "weights", "stream", "attention")
 
 
 @dataclass(frozen=True)
@@ -284,7 +283,7 @@ def tail_indices(rows: Rows) -> go.Figure:
     for i, index in enumerate(dict.fromkeys(row["index"] for row in rows)):
         for how in ("raw", "unscaled"):
             found = [r for r in rows if (r["index"], r["how"]) == (index, how) and isfinite(r["value"])]
-            error = {
+            error: dict[str, Any] = {
                 "array": [min(r["high"], 50) - r["value"] for r in found],
                 "arrayminus": [r["value"] - r["low"] for r in found],
             }
@@ -387,7 +386,8 @@ def attention(rows: Rows) -> go.Figure:
 
 def along(diagnoses: Sequence[dict[str, Any]]) -> go.Figure:
     """Hill's index, the top share, and the largest singular value end to end, by step."""
-    curves = {"tail index (Hill), raw": [], "norm² in the top 1%": [], "largest singular value, end to end": []}  # type: dict[str, list[Any]]
+    titles = ("tail index (Hill), raw", "norm² in the top 1%", "largest singular value, end to end")
+    curves: dict[str, list[Any]] = {title: [] for title in titles}
     for diagnosis in diagnoses:
         tables = diagnosis["tables"]
         index = index_of(tables["tails"], "blocks", "hill", "raw")
