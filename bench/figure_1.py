@@ -37,7 +37,17 @@ def trained(task: str, placement: str, data: str, runs: Path) -> dnt.Run:
     out = runs / f"{task.split(',')[0].lower()}-{placement}"
     if dnt.Run(out).end is None:
         lr, decay = rates[placement]
-        new = [*options, "--placement", placement, "--lr", str(lr), "--weight-decay", str(decay / lr), "--out", str(out)]
+        new = [
+            *options,
+            "--placement",
+            placement,
+            "--lr",
+            str(lr),
+            "--weight-decay",
+            str(decay / lr),
+            "--out",
+            str(out),
+        ]
         new += ["--diagnose-every", str(steps // 2), "--eval-every", str(steps), "--checkpoint-every", str(steps)]
         new += [] if "--data" in options else ["--data", data]
         resumed = ["--resume", str(out)] if (out / "config.json").exists() else new
@@ -57,7 +67,12 @@ def entries(diagnosis: dict[str, Any]) -> dict[str, Any]:
         if index["name"] == "blocks"
     }
     of_entries = {name: row[name] for name in ("rms", "median", "largest", "kurtosis", "top_share")}
-    return of_entries | {"99.9% / median": found.ratio, "tail indices of the blocks' matrices": tails, "edges": edges, "counts": row["histogram"]}
+    return of_entries | {
+        "99.9% / median": found.ratio,
+        "tail indices of the blocks' matrices": tails,
+        "edges": edges,
+        "counts": row["histogram"],
+    }
 
 
 def figure(found: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> go.Figure:
@@ -73,7 +88,9 @@ def figure(found: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> go.Figure:
                     x=x, y=y, name=NAMES[placement], legendgroup=placement, showlegend=i == j == 1,
                     line={"color": color, "shape": "hvh"}, row=i, col=j,
                 )  # fmt: skip
-    made.update_xaxes(type="log", range=[-9, 0], gridcolor="#eee", exponentformat="power", dtick=2).update_xaxes(title="|g|", row=len(found))
+    made.update_xaxes(type="log", range=[-9, 0], gridcolor="#eee", exponentformat="power", dtick=2).update_xaxes(
+        title="|g|", row=len(found)
+    )
     made.update_yaxes(type="log", range=[-6, -0.5], gridcolor="#eee", exponentformat="power")
     made.update_yaxes(title="share of the entries", col=1)
     return made.update_layout(plot_bgcolor="white", height=300 * len(found) + 60, width=1200)

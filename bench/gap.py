@@ -42,8 +42,26 @@ def trained(data: str, runs: Path, job: tuple[tuple[str, str], int]) -> dnt.Run:
     if dnt.Run(out).end is None:
         lr = RATES[placement]
         new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, "--lr", str(lr)]
-        new += ["--weight-decay", str(STEP_DECAY / lr), "--steps", str(STEPS), "--warmup", "20", "--eval-every", str(STEPS)]
-        new += ["--checkpoint-every", str(STEPS), "--diagnose-every", str(MOMENT), "--seed", str(seed), "--out", str(out)]
+        new += [
+            "--weight-decay",
+            str(STEP_DECAY / lr),
+            "--steps",
+            str(STEPS),
+            "--warmup",
+            "20",
+            "--eval-every",
+            str(STEPS),
+        ]
+        new += [
+            "--checkpoint-every",
+            str(STEPS),
+            "--diagnose-every",
+            str(MOMENT),
+            "--seed",
+            str(seed),
+            "--out",
+            str(out),
+        ]
         options = ["--resume", str(out)] if (out / "config.json").exists() else new
         subprocess.run([sys.executable, "-m", "dnt", "train", *options], check=True)
     return dnt.Run(out)
@@ -99,7 +117,9 @@ def main() -> None:
     jobs = list(product(CELLS, arguments.seeds))
     with ThreadPoolExecutor(arguments.workers) as pool:
         runs = dict(zip(jobs, pool.map(lambda job: trained(arguments.data, arguments.runs, job), jobs), strict=True))
-    adamw = {(cell.placement, "dnt" if "init dnt" in cell.variation else "gpt2"): cell for cell in cells_in(arguments.adamw)}
+    adamw = {
+        (cell.placement, "dnt" if "init dnt" in cell.variation else "gpt2"): cell for cell in cells_in(arguments.adamw)
+    }
     cells: list[dict[str, Any]] = []
     for key in CELLS:
         own = [runs[key, seed] for seed in arguments.seeds]
@@ -109,7 +129,9 @@ def main() -> None:
         found = [statistics(run, MOMENT) for run in own]
         means = {name: mean(each[name] for each in found) for name in found[0]}
         rates = {"msgdw": RATES[key[0]], "adamw": best.lr, "adamw at its edge": adamw[key].at_edge}
-        cells.append({"placement": key[0], "init": key[1], "rates": rates, "test": tests, "gap": gap, "statistics": means})
+        cells.append(
+            {"placement": key[0], "init": key[1], "rates": rates, "test": tests, "gap": gap, "statistics": means}
+        )
     gaps = [cell["gap"] for cell in cells]
     columns = {name: [cell["statistics"][name] for cell in cells] for name in cells[0]["statistics"]}
     tests = {name: correlation(values, gaps) for name, values in columns.items() if all(map(isfinite, values))}

@@ -403,7 +403,9 @@ class Loop:
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         self.model.eval()
         with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-            tables = diagnose(self.wide_model(), [self.held_batch()], lambda model, x, y: model.loss(x, y), **IN_TRAINING)
+            tables = diagnose(
+                self.wide_model(), [self.held_batch()], lambda model, x, y: model.loss(x, y), **IN_TRAINING
+            )
         self.model.train()
         tables["steps"] = step_rows(self.model, before) if before else []
         seconds = time.perf_counter() - started

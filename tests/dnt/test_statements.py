@@ -4,7 +4,8 @@ Float64 with eps = 0 where a statement is exact; the models are the library's ow
 """
 
 import math
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 import dnt
+from dnt.experiments.statements import SMALL, THINGS, Change, changes, example, limits, rescaled, singular_values
+from dnt.experiments.statements import table as table_of_changes
 from dnt.nn.layers import MLP, Attention, Sublayer
 from dnt.nn.norms import RMSNorm
 from dnt.nn.placement import Slots
@@ -197,3 +200,70 @@ def test_eps_shrinks_no_branch_of_dnt_by_more_than_one_percent_at_initialization
         squares = branch_mean_squares(model, tokens)
         shrink[init] = float((1 - (squares / (squares + eps)).sqrt()).max())
     assert shrink["dnt"] < 0.01 < shrink["gpt2"]
+
+
+TINY = replace(SMALL, dim=16, heads=2, context=6, activation="relu")
+HIDDEN, SEEN = 1e-9, 5e-4  # largest |ln ratio| of a singular value
+
+
+@cache
+def measured(placement: str, activation: str = "relu") -> tuple[Change, ...]:
+    return tuple(changes(placement, (0.125, 0.5, 2.0, 8.0), replace(TINY, activation=activation), seed=0))
+
+
+def hides(placement: dnt.Placement, thing: str) -> bool:
+    return {
+        "x_0": placement.input,
+        "columns of X": placement.attn.pre,
+        "W_1, W_2": placement.mlp.mid,
+        "W_v, W_o": placement.attn.mid,
+        "W_q, W_k": placement.qk,
+    }[thing]
+
+
+@pytest.mark.parametrize("thing", THINGS)
+@pytest.mark.parametrize("placement", dnt.PLACEMENTS)
+def test_a_scale_is_hidden_from_every_singular_value_exactly_where_its_norm_is(placement, thing):
+    largest = max(row.change for row in measured(placement) if row.thing == thing)
+    assert largest < HIDDEN if hides(dnt.PLACEMENTS[placement], thing) else largest > SEEN
+
+
+def test_without_midnorm_relu_makes_the_jacobian_the_product_of_both_factors():
+    for row in measured("pre-ln"):
+        if row.thing in ("W_1, W_2", "W_v, W_o"):
+            assert row.largest == pytest.approx(row.factor**2)
+            assert row.change == pytest.approx(2 * abs(math.log(row.factor)))
+
+
+def test_with_gelu_midnorm_hides_the_scale_of_w1_only_in_part():
+    gelu = {row.factor: row.change for row in measured("dnt", "gelu") if row.thing == "W_1, W_2"}
+    bare = {row.factor: row.change for row in measured("dnt-no-mid", "gelu") if row.thing == "W_1, W_2"}
+    for factor, change in gelu.items():
+        assert SEEN < change < bare[factor] / 2
+
+
+def test_the_scale_of_x0_is_seen_at_the_point_that_was_not_rescaled():
+    """d blocks(s e) / d e = s J(s e), with J of torch.autograd."""
+    model, tokens = example(replace(TINY, placement="pre-ln"), seed=1)
+    f, x_0 = rescaled(model, tokens, "x_0", 4.0)
+    expected = 4 * jacobian(lambda x: model.blocks[1](model.blocks[0](x)), 4 * x_0).view(x_0.numel(), -1)
+    torch.testing.assert_close(singular_values(f, x_0), torch.linalg.svdvals(expected))
+
+
+def test_limits_are_where_the_largest_singular_value_doubles_or_halves():
+    """sigma_1 = s^2 doubles at sqrt 2, whatever the factors; s^0.1 never does in 1/8 to 8."""
+
+    def rows(power: float) -> list[Change]:
+        return [Change("", "", s, s**power, 0.0, 1.0, 0.0) for s in (4.0, 0.3, 1.0, 8.0, 0.125)]
+
+    assert limits(rows(2.0)) == pytest.approx((2**-0.5, 2**0.5))
+    assert limits(rows(-2.0)) == pytest.approx((2**-0.5, 2**0.5))
+    assert limits(rows(0.1)) == (None, None)
+
+
+def test_the_table_of_changes_has_a_row_of_each_placement_and_says_what_is_hidden():
+    found = table_of_changes([*measured("pre-ln"), *measured("dnt")])
+    assert [column.header for column in found.columns] == ["placement", *THINGS]
+    pre_ln, dnt_row = list(zip(*(column.cells for column in found.columns), strict=True))
+    assert dnt_row == ("dnt", "0", "0", "0", "0", "0")
+    assert pre_ln[2] == "0" and pre_ln[3] == "4.2 (0.71, 1.4)"

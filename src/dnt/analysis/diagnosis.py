@@ -1,17 +1,18 @@
 """Everything that this package measures of one model at one moment, as tables: lists of plain rows.
 
-    gradients   of every part, of each role, of the matrices of all blocks, of all: dnt.analysis.gradients
-    tails       indices of each role and of the blocks' matrices, raw and unscaled; shares: where the variance of log|g| lies
-    noise       the alpha-stable index of the gradient's noise, of each role
-    scales      what the loss sees of scales that a norm would hide
-    jacobians   singular values of blocks, branches and all blocks together
-    weights     singular values of every matrix, and of W_q^T W_k
-    stream      the residual stream and its branches by depth
-    attention   the entropy of every head
+gradients   of every part, of each role, of the matrices of all blocks, of all: dnt.analysis.gradients
+tails       indices of each role and of the blocks' matrices, raw and unscaled; shares: where the variance of log|g| lies
+noise       the alpha-stable index of the gradient's noise, of each role
+scales      what the loss sees of scales that a norm would hide
+jacobians   singular values of blocks, branches and all blocks together
+weights     singular values of every matrix, and of W_q^T W_k
+stream      the residual stream and its branches by depth
+attention   the entropy of every head
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,16 +58,17 @@ def diagnose(
         raise ValueError("no batch to diagnose a model on; give at least one.")
     loss, gradients = mean_gradient(model, batches, loss_fn)
     first = batches[0]
+    one = [part[:1] if isinstance(part, Tensor) and part.ndim else part for part in first]
 
-    def run() -> Any:
+    def run(batch: Sequence[Any] = first) -> Any:
         with torch.no_grad():
-            return loss_fn(model, *first)
+            return loss_fn(model, *batch)
 
     tables: dict[str, Rows] = {"gradients": gradient_rows(stats_of(model, loss, gradients))}
     tables |= tail_rows(model, gradients, resamples)
     tables["noise"] = noise_rows(model, noise, loss_fn) if noise else []
     tables["scales"] = scale_dependence(model, first, loss_fn)
-    tables["jacobians"] = jacobian_rows(model, run, tokens, singular_values, exact) if jacobians else []
+    tables["jacobians"] = jacobian_rows(model, partial(run, one), tokens, singular_values, exact) if jacobians else []
     tables["weights"] = weight_rows(model)
     tables["stream"] = [asdict(row) for row in residual_norms(model, run)]
     tables["attention"] = [asdict(row) for row in attention_entropies(model, run)]

@@ -14,8 +14,8 @@ from typing import cast
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dnt.analysis.jacobian import singular_values
 from dnt.nn.calibrate import rescale
 from dnt.nn.config import GPTConfig
 from dnt.nn.gpt import GPT
@@ -129,13 +129,6 @@ def branch(sublayer: Sublayer, x_1TD: Tensor) -> Tensor:
     return sublayer.mid(sublayer.f(sublayer.pre(x_1TD)))
 
 
-def singular_values(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """All of d f(x) / d x, both flattened, descending."""
-    with sdpa_kernel(SDPBackend.MATH):  # others have no rule for a batch of backward passes
-        jacobian = torch.func.jacrev(f)(x)
-    return torch.linalg.svdvals(jacobian.reshape(-1, x.numel()))
-
-
 def limits(rows: Iterable[Change]) -> tuple[float | None, float | None]:
     """From where on a scale is too small, and from where on too large: the largest s < 1 and the smallest s > 1 at
     which sigma_1 has doubled or halved; None if it never does. Rows of one placement and thing.
@@ -165,11 +158,9 @@ def table(rows: Sequence[Change]) -> Table:
         "The largest |ln ratio| of a singular value over all factors s, 0 where the scale is not seen; "
         "in brackets where sigma_1 has doubled or halved on the way down, and up, from s = 1."
     )
-    things = list(dict.fromkeys(row.thing for row in rows))
-    found = Table("placement", *things, caption=caption, caption_justify="left")
-    for placement in dict.fromkeys(row.placement for row in rows):
-        cells = ([r for r in rows if (r.placement, r.thing) == (placement, thing)] for thing in things)
-        found.add_row(placement, *(cell(of_one) for of_one in cells))
+    found = Table("placement", *dict.fromkeys(row.thing for row in rows), caption=caption, caption_justify="left")
+    for row in summary(rows):
+        found.add_row(*row.values())
     return found
 
 

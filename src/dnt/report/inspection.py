@@ -48,7 +48,12 @@ class Inspection:
 
     def findings(self) -> list[str]:
         """What the numbers say, to act on."""
-        return [*carriers(self.tables["gradients"]), *tail(self.tables), *hidden(self.tables["scales"]), *depth(self.tables)]
+        return [
+            *carriers(self.tables["gradients"]),
+            *tail(self.tables),
+            *hidden(self.tables["scales"]),
+            *depth(self.tables),
+        ]
 
     def table(self) -> Table:
         """Of each role, for a terminal."""
