@@ -2,8 +2,8 @@
 
 python bench/figure_1.py shakespeare.txt --runs runs/figure-1 --out bench/results/figure-1.json
 
-Both are trained with mSGDW, at the rates tuned for each (docs/results.md); drawn into RUNS/figure-1.html. Finished runs are
-not run again.
+Both are trained with mSGDW, at the rates tuned for each (docs/results.md); drawn into RUNS/figure-1.html. Finished runs
+are not run again.
 """
 
 import argparse
@@ -112,8 +112,9 @@ def main() -> None:
             for when, of in moments.items():
                 hill = of["tail indices of the blocks' matrices"].get("hill, raw", [float("nan")] * 3)
                 print(
-                    f"{task:18} {NAMES[placement]:12} {when:7} median {of['median']:.1e}  RMS {of['rms']:.1e}  99.9% / median "
-                    f"{of['99.9% / median']:6.0f}  norm² in the top 1% {of['top_share']:.0%}  Hill {hill[0]:.2f} [{hill[1]:.2f}, {hill[2]:.2f}]"
+                    f"{task:18} {NAMES[placement]:12} {when:7} median {of['median']:.1e}  RMS {of['rms']:.1e}  99.9% / "
+                    f"median {of['99.9% / median']:6.0f}  norm² in the top 1% {of['top_share']:.0%}  "
+                    f"Hill {hill[0]:.2f} [{hill[1]:.2f}, {hill[2]:.2f}]"
                 )
     write_json(arguments.out, found)
     figure(found).write_html(arguments.runs / "figure-1.html")

@@ -1,11 +1,12 @@
-"""Does the shape of the gradient early in training tell how far mSGDW ends behind AdamW? As registered in docs/protocol.md.
+"""Does the shape of the gradient early in training tell how far mSGDW ends behind AdamW? See docs/protocol.md.
 
 dnt ablate --data shakespeare.txt --tokenizer char --optimizers adamw --steps 200 --warmup 20 --eval-every 200 \\
     --checkpoint-every 200 --points 3 --most-points 4 --decays 1e-4 --seeds 0 1 --out runs/ablate-adamw
 python bench/gap.py shakespeare.txt --adamw runs/ablate-adamw --runs runs/gap --out bench/results/gap.json
 
-The first command tunes AdamW in each cell; the script trains mSGDW at the rates that docs/results.md found, with diagnoses, and
-compares. Finished runs in --runs are not run again.
+The first command tunes AdamW in each cell; the script trains mSGDW at the rates that docs/results.md found, diagnoses
+it at the moment that was registered, and compares. That moment is the end of the warm-up, until when a run does not depend
+on its length: what is diagnosed is a run of so many steps. Finished runs in --runs are not run again.
 """
 
 import argparse
@@ -36,40 +37,25 @@ STATISTIC = "norm² in the largest 1%"
 PERMUTATIONS = 100_000
 
 
-def trained(data: str, runs: Path, job: tuple[tuple[str, str], int]) -> dnt.Run:
-    (placement, init), seed = job
-    out = runs / f"{placement}-{init}-seed{seed}"
+def trained(data: str, runs: Path, job: tuple[tuple[str, str], int, int]) -> dnt.Run:
+    """A run of STEPS, or of MOMENT with its diagnoses."""
+    (placement, init), seed, steps = job
+    out = runs / f"{placement}-{init}-steps{steps}-seed{seed}"
     if dnt.Run(out).end is None:
         lr = RATES[placement]
-        new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, "--lr", str(lr)]
-        new += [
-            "--weight-decay",
-            str(STEP_DECAY / lr),
-            "--steps",
-            str(STEPS),
-            "--warmup",
-            "20",
-            "--eval-every",
-            str(STEPS),
-        ]
-        new += [
-            "--checkpoint-every",
-            str(STEPS),
-            "--diagnose-every",
-            str(MOMENT),
-            "--seed",
-            str(seed),
-            "--out",
-            str(out),
-        ]
+        rate = ["--lr", str(lr), "--weight-decay", str(STEP_DECAY / lr)]
+        new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, *rate]
+        new += ["--steps", str(steps), "--warmup", str(MOMENT), "--eval-every", str(steps)]
+        new += ["--checkpoint-every", str(steps), "--seed", str(seed), "--out", str(out)]
+        new += ["--diagnose-every", str(MOMENT)] if steps == MOMENT else []
         options = ["--resume", str(out)] if (out / "config.json").exists() else new
         subprocess.run([sys.executable, "-m", "dnt", "train", *options], check=True)
     return dnt.Run(out)
 
 
-def statistics(run: dnt.Run, step: int) -> dict[str, float]:
-    """Of the diagnosis after a step: the registered statistic first, then all others."""
-    tables = next(row["tables"] for row in run.rows("diagnosis") if row["step"] == step)
+def statistics(run: dnt.Run) -> dict[str, float]:
+    """Of the diagnosis after its last step: the registered statistic first, then all others."""
+    tables = run.rows("diagnosis")[-1]["tables"]
     blocks = next(row for row in tables["gradients"] if row["level"] == "blocks")
     whole = next(row for row in tables["gradients"] if row["level"] == "all")
     found = {STATISTIC: blocks["top_share"], "the same, of all parameters": whole["top_share"]}
@@ -114,7 +100,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("bench/results/gap.json"))
     arguments = parser.parse_args()
-    jobs = list(product(CELLS, arguments.seeds))
+    jobs = list(product(CELLS, arguments.seeds, (MOMENT, STEPS)))
     with ThreadPoolExecutor(arguments.workers) as pool:
         runs = dict(zip(jobs, pool.map(lambda job: trained(arguments.data, arguments.runs, job), jobs), strict=True))
     adamw = {
@@ -122,11 +108,11 @@ def main() -> None:
     }
     cells: list[dict[str, Any]] = []
     for key in CELLS:
-        own = [runs[key, seed] for seed in arguments.seeds]
+        own = [runs[key, seed, STEPS] for seed in arguments.seeds]
         best = adamw[key].best
         tests = {"msgdw": [run.end["test"] for run in own], "adamw": [best.test_by_seed()[s] for s in arguments.seeds]}
         gap = mean(tests["msgdw"]) - mean(tests["adamw"])
-        found = [statistics(run, MOMENT) for run in own]
+        found = [statistics(runs[key, seed, MOMENT]) for seed in arguments.seeds]
         means = {name: mean(each[name] for each in found) for name in found[0]}
         rates = {"msgdw": RATES[key[0]], "adamw": best.lr, "adamw at its edge": adamw[key].at_edge}
         cells.append(

@@ -67,7 +67,8 @@ def bench(settings: BenchSettings) -> None:
 def inspect(what: tyro.conf.Positional[str], settings: InspectSettings) -> None:
     """See why momentum SGD can or cannot train a model; one page, and its numbers as parquet.
 
-    WHAT: a run folder, one of transformers, a named size, timm:NAME, or MODULE:FUNCTION returning (model, batches, loss).
+    WHAT: a run, a folder of transformers, a named size, timm:NAME, or MODULE:FUNCTION that returns (model, batches,
+    loss_fn).
     """
     result = import_module("dnt.inspection").inspect_model(what, settings)
     console().print(result.table())

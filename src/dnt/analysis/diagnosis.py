@@ -1,7 +1,8 @@
 """Everything that this package measures of one model at one moment, as tables: lists of plain rows.
 
 gradients   of every part, of each role, of the matrices of all blocks, of all: dnt.analysis.gradients
-tails       indices of each role and of the blocks' matrices, raw and unscaled; shares: where the variance of log|g| lies
+tails       indices of each role and of the blocks' matrices, raw and unscaled
+shares      of the variance of log|g|: between parameters, rows, columns, entries
 noise       the alpha-stable index of the gradient's noise, of each role
 scales      what the loss sees of scales that a norm would hide
 jacobians   singular values of blocks, branches and all blocks together
@@ -48,10 +49,10 @@ def diagnose(
 ) -> dict[str, Rows]:
     """The tables, by name, of a model in evaluation mode; loss_fn(model, *batch) -> scalar.
 
-    The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of whose
-    gradients the noise is taken. jacobians: over so many tokens of the first sample as give all singular values of at
-    most `exact`; where those are fewer than FEWEST, over `tokens`, and the largest singular_values. resamples: of the
-    intervals. brief: without lists of singular values.
+    The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of
+    whose gradients the noise is taken. jacobians: over so many tokens of the first sample as give all singular values
+    of at most `exact`; where those are fewer than FEWEST, over `tokens`, and the largest singular_values. resamples: of
+    the intervals. brief: without lists of singular values.
     """
     batches = list(batches)
     if not batches:

@@ -21,8 +21,8 @@ BEFORE, AFTER, MIXING = 1, 2, 3  # streams of random numbers: of an image, befor
 LEVELS = 11  # of RandAugment: magnitudes 0 to 10
 DRAWS = {torch.rand, torch.randint, Tensor.uniform_, Tensor.normal_}  # what torchvision draws with
 
-# When a thread first computes in parallel it takes the number of threads that torch was told last, and keeps it: this one
-# now, not while a loader has set it to 1 for itself.
+# When a thread first computes in parallel it takes the number of threads that torch was told last, and keeps it: this
+# one now, not while a loader has set it to 1 for itself.
 torch.get_num_threads()
 
 

@@ -109,8 +109,8 @@ def carriers(rows: Rows) -> Iterator[str]:
         f"({largest['norm_share']:.0%} of it, in {largest['count'] / total['count']:.1%} of the entries)."
     )
     yield (
-        f"{total['top_share']:.0%} of the squared norm is in the largest 1% of the entries (8% of a normal law), and the largest "
-        f"entry is {short(total['max_to_median'])} times the median."
+        f"{total['top_share']:.0%} of the squared norm is in the largest 1% of the entries (8% of a normal law), and the "
+        f"largest entry is {short(total['max_to_median'])} times the median."
     )
     if unused := [row for row in parts if row["zeros"] == row["count"]]:
         yield f"{len(unused)} parameters have no gradient at all: {', '.join(row['name'] for row in unused[:5])}."
@@ -125,9 +125,10 @@ def tail(tables: dict[str, Rows]) -> Iterator[str]:
     verdict = "unequal scales explain a part of the tail" if lighter else "unequal scales do not explain the tail"
     shares = next(row for row in tables["shares"] if row["name"] == "blocks")
     yield (
-        f"The blocks' matrices together have a tail index (Hill) of {interval(raw)}, and of {interval(divided)} once rows and columns "
-        f"of each matrix are divided by their RMS: {verdict}. Of the variance of log|g|, {shares['parameters']:.0%} lies between "
-        f"matrices, {shares['rows']:.0%} between rows, {shares['columns']:.0%} between columns, {shares['entries']:.0%} within."
+        f"The blocks' matrices together have a tail index (Hill) of {interval(raw)}, and of {interval(divided)} once rows "
+        f"and columns of each are divided by their RMS: {verdict}. Of the variance of log|g|, {shares['parameters']:.0%} "
+        f"lies between matrices, {shares['rows']:.0%} between rows, {shares['columns']:.0%} between columns, "
+        f"{shares['entries']:.0%} within."
     )
 
 
@@ -136,8 +137,8 @@ def hidden(rows: Rows) -> Iterator[str]:
     for row in rows:
         if row["change"] >= NOTICED:
             yield (
-                f"The loss sees the scale of {row['what']}: it changes by {short(row['change'])} nats at a factor of {row['factor']:g}. "
-                f"{row['norm']} would hide it."
+                f"The loss sees the scale of {row['what']}: it changes by {short(row['change'])} nats at a factor of "
+                f"{row['factor']:g}. {row['norm']} would hide it."
             )
     if unseen := [row["what"] for row in rows if row["change"] < NOTICED]:
         yield f"It does not see the scale of {', '.join(unseen)}: norms hide it already (less than {NOTICED:g} nats)."
@@ -151,7 +152,8 @@ def depth(tables: dict[str, Rows]) -> Iterator[str]:
         end = next((row for row in tables["jacobians"] if row["what"] == "end to end"), None)
         through = f", the whole stack {short(end['largest'])}" if end else ""
         yield (
-            f"Block {worst['layer']} stretches most: the largest singular value of its Jacobian is {short(worst['largest'])}{through}."
+            f"Block {worst['layer']} stretches most: the largest singular value of its Jacobian is "
+            f"{short(worst['largest'])}{through}."
         )
     stream = [row for row in tables["stream"] if row["what"] == "stream"]
     if len(stream) > 1:
@@ -198,18 +200,18 @@ def figures(inspection: Inspection) -> Iterator[tuple[str, str, go.Figure]]:
     )
     yield (
         "Tail indices",
-        "alpha of P(|g| > t) ~ t^-alpha, 95% intervals: smaller is heavier. Hollow: rows and columns divided by their RMS.",
+        "alpha of P(|g| > t) ~ t^-alpha with 95% intervals; smaller is heavier. Hollow: rows and columns divided by RMS.",
         tail_indices(tables["tails"]),
     )
     if tables["jacobians"]:
         yield (
             "Singular values of each block",
-            "Of the Jacobian of a block's output by its input; dark is the first block, bright the last, dashed end to end.",
+            "Of the Jacobian of a block's output by its input; dark: the first block, bright: the last, dashed: end to end.",
             singular_values(tables["jacobians"]),
         )
         yield (
             "Jacobians by depth",
-            "The largest singular value, and the effective rank (or, where only the largest are known, the stable rank) as a share of all.",
+            "The largest singular value; the effective rank (the stable one where only the largest are known) over all.",
             by_depth(tables["jacobians"]),
         )
     yield (
