@@ -5,8 +5,8 @@ dnt ablate --data shakespeare.txt --tokenizer char --optimizers adamw --steps 20
 python bench/gap.py shakespeare.txt --adamw runs/ablate-adamw --runs runs/gap --out bench/results/gap.json
 
 The first command tunes AdamW in each cell; the script trains mSGDW at the rates that docs/results.md found, diagnoses
-it at the moment that was registered, and compares. That moment is the end of the warm-up, until when a run does not depend
-on its length: what is diagnosed is a run of so many steps. Finished runs in --runs are not run again.
+it at the moment that was registered, and compares. That moment is the end of the warm-up, until when a run does not
+depend on its length: what is diagnosed is a run of so many steps. Finished runs in --runs are not run again.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite, log10
+from math import isfinite, log, log10
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,8 @@ def carriers(rows: Rows) -> Iterator[str]:
         f"({largest['norm_share']:.0%} of it, in {largest['count'] / total['count']:.1%} of the entries)."
     )
     yield (
-        f"{total['top_share']:.0%} of the squared norm is in the largest 1% of the entries (8% of a normal law), and the "
-        f"largest entry is {short(total['max_to_median'])} times the median."
+        f"{total['top_share']:.0%} of the squared norm is in the largest 1% of the entries (8% of a normal law), and "
+        f"the largest entry is {short(total['max_to_median'])} times the median."
     )
     if unused := [row for row in parts if row["zeros"] == row["count"]]:
         yield f"{len(unused)} parameters have no gradient at all: {', '.join(row['name'] for row in unused[:5])}."
@@ -125,10 +125,10 @@ def tail(tables: dict[str, Rows]) -> Iterator[str]:
     verdict = "unequal scales explain a part of the tail" if lighter else "unequal scales do not explain the tail"
     shares = next(row for row in tables["shares"] if row["name"] == "blocks")
     yield (
-        f"The blocks' matrices together have a tail index (Hill) of {interval(raw)}, and of {interval(divided)} once rows "
-        f"and columns of each are divided by their RMS: {verdict}. Of the variance of log|g|, {shares['parameters']:.0%} "
-        f"lies between matrices, {shares['rows']:.0%} between rows, {shares['columns']:.0%} between columns, "
-        f"{shares['entries']:.0%} within."
+        f"The blocks' matrices together have a tail index (Hill) of {interval(raw)}, and of {interval(divided)} once "
+        f"rows and columns of each are divided by their RMS: {verdict}. Of the variance of log|g|, "
+        f"{shares['parameters']:.0%} lies between matrices, {shares['rows']:.0%} between rows, {shares['columns']:.0%} "
+        f"between columns, {shares['entries']:.0%} within."
     )
 
 
@@ -141,7 +141,10 @@ def hidden(rows: Rows) -> Iterator[str]:
                 f"{row['factor']:g}. {row['norm']} would hide it."
             )
     if unseen := [row["what"] for row in rows if row["change"] < NOTICED]:
-        yield f"It does not see the scale of {', '.join(unseen)}: norms hide it already (less than {NOTICED:g} nats)."
+        yield (
+            f"It hardly sees the scale of {', '.join(unseen)} (less than {NOTICED:g} nats): a norm hides it, or it is "
+            "too small to matter."
+        )
 
 
 def depth(tables: dict[str, Rows]) -> Iterator[str]:
@@ -200,18 +203,18 @@ def figures(inspection: Inspection) -> Iterator[tuple[str, str, go.Figure]]:
     )
     yield (
         "Tail indices",
-        "alpha of P(|g| > t) ~ t^-alpha with 95% intervals; smaller is heavier. Hollow: rows and columns divided by RMS.",
+        "alpha of P(|g| > t) ~ t^-alpha with 95% intervals; smaller is heavier. Hollow: rows, columns divided by RMS.",
         tail_indices(tables["tails"]),
     )
     if tables["jacobians"]:
         yield (
             "Singular values of each block",
-            "Of the Jacobian of a block's output by its input; dark: the first block, bright: the last, dashed: end to end.",
+            "Of the Jacobian of a block's output by its input; dark: first block, bright: last, dashed: end to end.",
             singular_values(tables["jacobians"]),
         )
         yield (
             "Jacobians by depth",
-            "The largest singular value; the effective rank (the stable one where only the largest are known) over all.",
+            "The largest singular value; effective rank over all (stable rank where only the largest are known).",
             by_depth(tables["jacobians"]),
         )
     yield (
@@ -243,21 +246,21 @@ def heat_maps(rows: Rows) -> go.Figure:
     layers = sorted({row["layer"] for row in rows})
     roles = list(dict.fromkeys(row["role"] for row in rows))
     figure = make_subplots(2, 2, subplot_titles=[title for title, _ in HEAT.values()], horizontal_spacing=0.2)
-    for i, (key, (_, log)) in enumerate(HEAT.items()):
+    for i, (key, (_, logarithmic)) in enumerate(HEAT.items()):
         at = {(row["layer"], row["role"]): row[key] for row in rows}
-        values = [[shade(at.get((layer, role)), log) for role in roles] for layer in layers]
-        bar = {"x": 0.41 + 0.6 * (i % 2), "y": 0.79 - 0.58 * (i // 2), "len": 0.43, "thickness": 10}
-        bar |= {"tickprefix": "10^"} if log else {}
+        values = [[shade(at.get((layer, role)), logarithmic) for role in roles] for layer in layers]
+        bar: dict[str, Any] = {"x": 0.41 + 0.6 * (i % 2), "y": 0.79 - 0.58 * (i // 2), "len": 0.43, "thickness": 10}
+        bar |= {"tickprefix": "10^"} if logarithmic else {}
         heat = go.Heatmap(z=values, x=[called(r) for r in roles], y=layers, colorscale=SCALE, colorbar=bar)
         figure.add_trace(heat, i // 2 + 1, i % 2 + 1)
     figure.update_yaxes(autorange="reversed", title="layer")
-    return figure.update_layout(template="plotly_white", height=640, margin={"l": 50, "r": 60, "t": 40, "b": 40})
+    return figure.update_layout(template="plotly_white", height=640, margin={"l": 50, "r": 60, "t": 60, "b": 40})
 
 
-def shade(value: float | None, log: bool) -> float | None:
-    if value is None or not isfinite(value) or (log and value <= 0):
+def shade(value: float | None, logarithmic: bool) -> float | None:
+    if value is None or not isfinite(value) or (logarithmic and value <= 0):
         return None
-    return log10(value) if log else value
+    return log10(value) if logarithmic else value
 
 
 def histograms(gradients: Rows, tails: Rows) -> go.Figure:
@@ -275,7 +278,7 @@ def histograms(gradients: Rows, tails: Rows) -> go.Figure:
             start, alpha = log10(index["threshold"]), index["value"]
             share = sum(v for u, v in zip(x, y, strict=True) if u >= start) / row["bins_per_decade"]
             ends = [start, max(x)]
-            density = [share * alpha * 2.302585 * 10 ** (-alpha * (end - start)) for end in ends]
+            density = [share * alpha * log(10) * 10 ** (-alpha * (end - start)) for end in ends]
             dashed = {"color": color, "dash": "dash"}
             figure.add_scatter(x=ends, y=density, line=dashed, mode="lines", legendgroup=name, showlegend=False)
     return figure
@@ -290,7 +293,7 @@ def tail_indices(rows: Rows) -> go.Figure:
     for i, index in enumerate(dict.fromkeys(row["index"] for row in rows)):
         for how in ("raw", "unscaled"):
             found = [r for r in rows if (r["index"], r["how"]) == (index, how) and isfinite(r["value"])]
-            error: dict[str, Any] = {
+            bars: dict[str, Any] = {
                 "array": [min(r["high"], 50) - r["value"] for r in found],
                 "arrayminus": [r["value"] - r["low"] for r in found],
             }
@@ -298,7 +301,7 @@ def tail_indices(rows: Rows) -> go.Figure:
             figure.add_scatter(
                 x=[called(r["name"]) for r in found],
                 y=[r["value"] for r in found],
-                error_y=error | {"type": "data"},
+                error_y=bars | {"type": "data"},
                 mode="markers",
                 marker={"color": COLORS[i], "symbol": symbol, "size": 9},
                 name=f"{index}, {how}",
@@ -345,7 +348,7 @@ def by_depth(rows: Rows) -> go.Figure:
             )
             figure.add_trace(trace, 1, column)
     figure.update_yaxes(type="log").update_xaxes(title="layer")
-    return figure.update_layout(template="plotly_white", height=420, margin={"l": 50, "r": 20, "t": 40, "b": 40})
+    return figure.update_layout(template="plotly_white", height=420, margin={"l": 50, "r": 20, "t": 60, "b": 40})
 
 
 def stream(rows: Rows) -> go.Figure:
@@ -359,7 +362,7 @@ def stream(rows: Rows) -> go.Figure:
             cosines = [row["of_x_0"] for row in found]
             figure.add_trace(go.Scatter(x=layers, y=cosines, mode="lines+markers", line=line, showlegend=False), 1, 2)
     figure.update_yaxes(type="log", col=1).update_yaxes(range=[0, 1.05], col=2).update_xaxes(title="layer")
-    return figure.update_layout(template="plotly_white", height=420, margin={"l": 50, "r": 20, "t": 40, "b": 40})
+    return figure.update_layout(template="plotly_white", height=420, margin={"l": 50, "r": 20, "t": 60, "b": 40})
 
 
 def weights(rows: Rows) -> go.Figure:
@@ -379,7 +382,7 @@ def weights(rows: Rows) -> go.Figure:
             )
             figure.add_trace(trace, 1, column)
     figure.update_yaxes(type="log").update_xaxes(title="layer")
-    return figure.update_layout(template="plotly_white", height=420, margin={"l": 50, "r": 20, "t": 40, "b": 40})
+    return figure.update_layout(template="plotly_white", height=420, margin={"l": 50, "r": 20, "t": 60, "b": 40})
 
 
 def attention(rows: Rows) -> go.Figure:
@@ -387,6 +390,7 @@ def attention(rows: Rows) -> go.Figure:
     at = {(row["layer"], row["head"]): row["uniformity"] for row in rows}
     values = [[at.get((layer, head)) for head in heads] for layer in layers]
     figure = styled("head", "layer")
+    figure.update_xaxes(dtick=1).update_yaxes(dtick=1)
     figure.add_heatmap(z=values, x=heads, y=layers, zmin=0, zmax=1, colorscale=SCALE)
     return figure.update_yaxes(autorange="reversed")
 
@@ -408,4 +412,4 @@ def along(diagnoses: Sequence[dict[str, Any]]) -> go.Figure:
     for column, curve in enumerate(curves.values(), start=1):
         figure.add_trace(go.Scatter(x=steps, y=curve, mode="lines+markers", showlegend=False), 1, column)
     figure.update_xaxes(title="step")
-    return figure.update_layout(template="plotly_white", height=380, margin={"l": 50, "r": 20, "t": 40, "b": 40})
+    return figure.update_layout(template="plotly_white", height=380, margin={"l": 50, "r": 20, "t": 60, "b": 40})
