@@ -59,7 +59,6 @@ def diagnose(
         raise ValueError("no batch to diagnose a model on; give at least one.")
     loss, gradients = mean_gradient(model, batches, loss_fn)
     first = batches[0]
-    one = [part[:1] if isinstance(part, Tensor) and part.ndim else part for part in first]
 
     def run(batch: Sequence[Any] = first) -> Any:
         with torch.no_grad():
@@ -69,7 +68,7 @@ def diagnose(
     tables |= tail_rows(model, gradients, resamples)
     tables["noise"] = noise_rows(model, noise, loss_fn) if noise else []
     tables["scales"] = scale_dependence(model, first, loss_fn)
-    tables["jacobians"] = jacobian_rows(model, partial(run, one), tokens, singular_values, exact) if jacobians else []
+    tables["jacobians"] = jacobian_rows(model, run, first, tokens, singular_values, exact) if jacobians else []
     tables["weights"] = weight_rows(model)
     tables["stream"] = [asdict(row) for row in residual_norms(model, run)]
     tables["attention"] = [asdict(row) for row in attention_entropies(model, run)]
@@ -132,18 +131,34 @@ def noise_rows(model: nn.Module, batches: Sequence[Sequence[Any]], loss_fn: Call
     return [{"role": role} | asdict(alpha_stable(torch.cat(noises, dim=1))) for role, noises in by_role.items()]
 
 
-def jacobian_rows(model: nn.Module, run: Callable[[], Any], tokens: int, k: int, exact: int) -> Rows:
+def jacobian_rows(
+    model: nn.Module, run: Callable[[Sequence[Any]], Any], batch: Sequence[Any], tokens: int, k: int, exact: int
+) -> Rows:
+    """Of the first sample alone; a sequence of tokens is cut to those that are looked at, which is faster."""
     stack = [block for _, block in blocks(model)]
     if not stack:
         return []
-    args, kwargs = captured(stack[:1], run)[stack[0]]
+    args, kwargs = captured(stack[:1], partial(run, beginning(batch, tokens)))[stack[0]]
     width = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
-    all_of_them = exact // width >= FEWEST
-    how: dict[str, Any] = {"tokens": exact // width, "exact": exact} if all_of_them else {"tokens": tokens, "k": k}
+    how: dict[str, Any] = {"tokens": tokens, "k": k}
+    if exact // width >= FEWEST:
+        how = {"tokens": exact // width, "exact": exact}
     return [
         {"layer": row.layer, "what": row.what} | asdict(row.spread) | {"singular_values": row.singular_values.tolist()}
-        for row in model_jacobians(model, run, **how)
+        for row in model_jacobians(model, partial(run, beginning(batch, how["tokens"])), **how)
     ]
+
+
+def beginning(batch: Sequence[Any], tokens: int) -> list[Any]:
+    """The first sample, and of sequences of token ids (B, T) its first tokens."""
+
+    def of(part: Any) -> Any:
+        if not isinstance(part, Tensor) or part.ndim == 0:
+            return part
+        is_sequence = part.ndim == 2 and not part.is_floating_point()
+        return part[:1, :tokens] if is_sequence else part[:1]
+
+    return [of(part) for part in batch]
 
 
 def weight_rows(model: nn.Module) -> Rows:
