@@ -1,12 +1,12 @@
 """Does the shape of the gradient early in training tell how far mSGDW ends behind AdamW? See docs/protocol.md.
 
 dnt ablate --data shakespeare.txt --tokenizer char --optimizers adamw --steps 200 --warmup 20 --eval-every 200 \\
-    --checkpoint-every 200 --points 3 --most-points 4 --decays 1e-4 --seeds 0 1 --out runs/ablate-adamw
+    --checkpoint-every 200 --points 3 --most-points 3 --decays 1e-4 --seeds 0 1 --out runs/ablate-adamw
 python bench/gap.py shakespeare.txt --adamw runs/ablate-adamw --runs runs/gap --out bench/results/gap.json
 
-The first command tunes AdamW in each cell; the script trains mSGDW at the rates that docs/results.md found, diagnoses
-it at the moment that was registered, and compares. That moment is the end of the warm-up, until when a run does not
-depend on its length: what is diagnosed is a run of so many steps. Finished runs in --runs are not run again.
+The first command tunes AdamW in each cell. mSGDW's rates and losses are those that docs/results.md has; the script runs it
+up to the moment that was registered, with a diagnosis, and compares. That moment is the end of the warm-up, until when
+a run does not depend on its length. Finished runs in --runs are not run again.
 """
 
 import argparse
@@ -26,28 +26,30 @@ import dnt
 from dnt.files import write_json
 from dnt.report.cells import cells_in
 
-RATES = {  # of mSGDW, tuned on seed 1000 ("Each norm alone, and left out" in docs/results.md)
-    **{"pre-ln": 0.1, "s2": 0.1, "s3": 1.0, "s4": 0.1, "dnt": 0.1, "dnt-no-input": 0.03, "dnt-no-pre": 0.1},
-    **{"dnt-no-qk": 0.1, "dnt-no-mid": 1.0, "input-only": 0.3, "qk-only": 0.3, "mid-only": 0.03, "no-norm": 0.3},
+MSGDW = {  # placement and initialization: rate and test loss ("Each norm alone, and left out" in docs/results.md)
+    **{("pre-ln", "gpt2"): (0.1, 2.451), ("s2", "gpt2"): (0.1, 2.386), ("s3", "gpt2"): (1.0, 2.425)},
+    **{("s4", "gpt2"): (0.1, 2.393), ("dnt", "gpt2"): (0.1, 2.367), ("dnt", "dnt"): (0.1, 2.375)},
+    **{("dnt-no-input", "gpt2"): (0.03, 2.504), ("dnt-no-pre", "gpt2"): (0.1, 2.372)},
+    **{("dnt-no-qk", "gpt2"): (0.1, 2.457), ("dnt-no-mid", "gpt2"): (1.0, 2.376)},
+    **{("input-only", "gpt2"): (0.3, 2.540), ("qk-only", "gpt2"): (0.3, 2.467)},
+    **{("mid-only", "gpt2"): (0.03, 2.811), ("no-norm", "gpt2"): (0.3, 2.547)},
 }
-CELLS = [*((placement, "gpt2") for placement in RATES), ("dnt", "dnt")]  # and the initialization
 STEP_DECAY = 1e-4  # lr x weight decay
-STEPS, MOMENT = 200, 20
+MOMENT = 20  # of 200 steps
+LENGTHS = ("steps", "warmup", "eval-every", "checkpoint-every", "diagnose-every")
 STATISTIC = "norm² in the largest 1%"
 PERMUTATIONS = 100_000
 
 
-def trained(data: str, runs: Path, job: tuple[tuple[str, str], int, int]) -> dnt.Run:
-    """A run of STEPS, or of MOMENT with its diagnoses."""
-    (placement, init), seed, steps = job
-    out = runs / f"{placement}-{init}-steps{steps}-seed{seed}"
+def diagnosed(data: str, runs: Path, job: tuple[tuple[str, str], int]) -> dnt.Run:
+    """mSGDW up to the moment."""
+    (placement, init), seed = job
+    out = runs / f"{placement}-{init}-seed{seed}"
     if dnt.Run(out).end is None:
-        lr = RATES[placement]
-        rate = ["--lr", str(lr), "--weight-decay", str(STEP_DECAY / lr)]
-        new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, *rate]
-        new += ["--steps", str(steps), "--warmup", str(MOMENT), "--eval-every", str(steps)]
-        new += ["--checkpoint-every", str(steps), "--seed", str(seed), "--out", str(out)]
-        new += ["--diagnose-every", str(MOMENT)] if steps == MOMENT else []
+        lr, _ = MSGDW[placement, init]
+        new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, "--lr", str(lr)]
+        new += ["--weight-decay", str(STEP_DECAY / lr), "--seed", str(seed), "--out", str(out)]
+        new += [word for name in LENGTHS for word in (f"--{name}", str(MOMENT))]
         options = ["--resume", str(out)] if (out / "config.json").exists() else new
         subprocess.run([sys.executable, "-m", "dnt", "train", *options], check=True)
     return dnt.Run(out)
@@ -100,33 +102,36 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("bench/results/gap.json"))
     arguments = parser.parse_args()
-    jobs = list(product(CELLS, arguments.seeds, (MOMENT, STEPS)))
+    jobs = list(product(MSGDW, arguments.seeds))
     with ThreadPoolExecutor(arguments.workers) as pool:
-        runs = dict(zip(jobs, pool.map(lambda job: trained(arguments.data, arguments.runs, job), jobs), strict=True))
+        done = pool.map(lambda job: diagnosed(arguments.data, arguments.runs, job), jobs)
+        runs = dict(zip(jobs, done, strict=True))
     adamw = {
         (cell.placement, "dnt" if "init dnt" in cell.variation else "gpt2"): cell for cell in cells_in(arguments.adamw)
     }
     cells: list[dict[str, Any]] = []
-    for key in CELLS:
-        own = [runs[key, seed, STEPS] for seed in arguments.seeds]
+    for key, (lr, msgdw) in MSGDW.items():
         best = adamw[key].best
-        tests = {"msgdw": [run.end["test"] for run in own], "adamw": [best.test_by_seed()[s] for s in arguments.seeds]}
-        gap = mean(tests["msgdw"]) - mean(tests["adamw"])
-        found = [statistics(runs[key, seed, MOMENT]) for seed in arguments.seeds]
-        means = {name: mean(each[name] for each in found) for name in found[0]}
-        rates = {"msgdw": RATES[key[0]], "adamw": best.lr, "adamw at its edge": adamw[key].at_edge}
+        found = [statistics(runs[key, seed]) for seed in arguments.seeds]
         cells.append(
-            {"placement": key[0], "init": key[1], "rates": rates, "test": tests, "gap": gap, "statistics": means}
+            {
+                "placement": key[0],
+                "init": key[1],
+                "rates": {"msgdw": lr, "adamw": best.lr, "adamw at its edge": adamw[key].at_edge},
+                "test": {"msgdw": msgdw, "adamw": best.test},
+                "gap": msgdw - best.test,
+                "statistics": {name: mean(each[name] for each in found) for name in found[0]},
+            }
         )
     gaps = [cell["gap"] for cell in cells]
     columns = {name: [cell["statistics"][name] for cell in cells] for name in cells[0]["statistics"]}
     tests = {name: correlation(values, gaps) for name, values in columns.items() if all(map(isfinite, values))}
     corrected = holm({name: p for name, (_, p) in tests.items() if name != STATISTIC})
     for cell in cells:
-        name, test = f"{cell['placement']}, init {cell['init']}", cell["test"]
+        test = cell["test"]
         print(
-            f"{name:26} mSGDW {mean(test['msgdw']):.3f} AdamW {mean(test['adamw']):.3f} gap {cell['gap']:+.3f} "
-            f"{STATISTIC} {cell['statistics'][STATISTIC]:.3f}"
+            f"{cell['placement']:14} {cell['init']:6} mSGDW {test['msgdw']:.3f} AdamW {test['adamw']:.3f} "
+            f"gap {cell['gap']:+.3f} {STATISTIC} {cell['statistics'][STATISTIC]:.3f}"
         )
     for name, (rho, p) in tests.items():
         how = "registered" if name == STATISTIC else f"exploratory, Holm {corrected[name]:.3f}"
@@ -135,7 +140,7 @@ def main() -> None:
         {"statistic": name, "spearman": rho, "p": p, "p_holm": corrected.get(name), "registered": name == STATISTIC}
         for name, (rho, p) in tests.items()
     ]
-    write_json(arguments.out, {"step": MOMENT, "steps": STEPS, "seeds": arguments.seeds, "cells": cells, "tests": rows})
+    write_json(arguments.out, {"step": MOMENT, "seeds": arguments.seeds, "cells": cells, "tests": rows})
 
 
 if __name__ == "__main__":
