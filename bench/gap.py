@@ -4,9 +4,9 @@ dnt ablate --data shakespeare.txt --tokenizer char --optimizers adamw --steps 20
     --checkpoint-every 200 --points 3 --most-points 3 --decays 1e-4 --seeds 0 1 --out runs/ablate-adamw
 python bench/gap.py shakespeare.txt --adamw runs/ablate-adamw --runs runs/gap --out bench/results/gap.json
 
-The first command tunes AdamW in each cell. mSGDW's rates and losses are those that docs/results.md has; the script runs it
-up to the moment that was registered, with a diagnosis, and compares. That moment is the end of the warm-up, until when
-a run does not depend on its length. Finished runs in --runs are not run again.
+The first command tunes AdamW in each cell. mSGDW's rates and losses are those that docs/results.md has; the script runs
+it up to the moment that was registered, with a diagnosis, and compares. That moment is the end of the warm-up, until
+when a run does not depend on its length. Finished runs in --runs are not run again.
 """
 
 import argparse
