@@ -114,6 +114,16 @@ def test_of_a_projector_every_rank_is_its_rank_and_the_condition_is_infinite():
     assert spread.log_spread == pytest.approx(0, abs=1e-8)
 
 
+def test_in_float32_the_condition_is_that_in_float64_unless_the_rank_is_deficient():
+    """Of 600 singular values from 1 to 1e-5, and of a map whose last half is zero."""
+    s = torch.logspace(0, -5, 600, dtype=torch.float64)
+    left, right = torch.linalg.qr(random(600, 600)).Q, torch.linalg.qr(random(600, 600, seed=1)).Q
+    full = (left @ (s[:, None] * right)).float()
+    half = (left[:, :300] @ (s[:300, None] * right[:300])).float()
+    assert jacobian_spread(lambda x: full @ x, torch.ones(600)).condition == pytest.approx(1e5, rel=0.02)
+    assert jacobian_spread(lambda x: half @ x, torch.ones(600)).condition == math.inf
+
+
 def test_spread_of_known_singular_values():
     spread = spread_of(torch.tensor([math.e**2, math.e, 1.0], dtype=torch.float64))
     assert spread.condition == pytest.approx(math.e**2)

@@ -127,8 +127,8 @@ def spread_of(s_K: Tensor, of: int | None = None, sum_of_squares: float | None =
 
 
 def rounding(s_K: Tensor, of: int) -> float:
-    """What a singular value of zero may be computed as."""
-    return float(s_K[0]) * of * torch.finfo(s_K.dtype).eps
+    """What a singular value of zero may be computed as: rounding errors add up as a random walk does."""
+    return float(s_K[0]) * math.sqrt(of) * torch.finfo(s_K.dtype).eps
 
 
 def singular_values(f: Function, x: Tensor, k: int | None = None, exact: int = EXACT) -> Tensor:
