@@ -266,6 +266,9 @@ def test_findings_name_the_norm_that_would_hide_what_the_loss_sees(tmp_path):
     assert seen == (
         "The loss sees the scale of W_q, W_k: it changes by 0.002 nats at a factor of 2. QKNorm would hide it."
     )
+    ffn = [scale_row("W_1, W_2", "MidNorm after the feed-forward", 1.0)]
+    said = hand_made(tmp_path, scales=ffn).findings()[-1]  # a model with gelu may have it, and see the scale of W_1
+    assert said.endswith("MidNorm after the feed-forward hides that of W_2, and that of W_1 if the activation is relu.")
     assert "scale of x_0" in edge and "InputNorm would hide it" in edge
     assert hidden.startswith("The loss hardly sees the scale of W_v, W_o; W_1, W_2 (less than 0.001 nats)")
 

@@ -22,6 +22,7 @@ Rows = list[dict[str, Any]]
 SCALE = "Viridis"
 SHOWN = 5  # names in a sentence
 NOTICED = 1e-3  # nats: a smaller change of the loss is what eps and rounding make of a scale that is hidden
+PARTLY = {"MidNorm after the feed-forward": "hides that of W_2, and that of W_1 if the activation is relu"}
 HEAT = {  # of each layer and role
     "rms": ("RMS of |g|", True),
     "top_share": ("share of the norm² in the largest 1%", False),
@@ -146,7 +147,7 @@ def hidden(rows: Rows) -> Iterator[str]:
         if row["change"] >= NOTICED:
             yield (
                 f"The loss sees the scale of {row['what']}: it changes by {short(row['change'])} nats at a factor of "
-                f"{row['factor']:g}. {row['norm']} would hide it."
+                f"{row['factor']:g}. {row['norm']} {PARTLY.get(row['norm'], 'would hide it')}."
             )
     if unseen := [row["what"] for row in rows if row["change"] < NOTICED]:
         yield (
