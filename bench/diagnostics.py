@@ -4,6 +4,8 @@ python bench/diagnostics.py --out bench/results/diagnostics.json
 
 gradients: dnt.analysis.gradient_stats on one batch against a training step (forward, backward, a step of MSGDW) on as
 much, both eager. The peaks are of memory in use, as in bench/memory.py, in processes of their own.
+
+singular_values: the largest of the Jacobian of one block, of as many inputs as tokens x width; one process, a time.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from memory import ENVIRONMENT, forget_peak
 from torch import Tensor
 
 import dnt
+from dnt.analysis.jacobian import evaluating
 from dnt.experiments.alternate import Measure, alternate
 from dnt.files import write_json
 from dnt.machine import describe_machine, peak_memory_bytes, wait
@@ -113,7 +116,39 @@ def gradients(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-MEASUREMENTS = {"gradients": gradients}  # each prints its table, and returns what is written under its name
+def largest_of_a_block(placement: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds for the largest singular values of a fresh block's Jacobian, at random inputs."""
+    torch.manual_seed(0)
+    model = dnt.gpt(arguments.size, depth=1, placement=placement)
+    x_BTD = torch.randn(1, arguments.tokens, model.config.dim)
+    begin = time.perf_counter()
+    with evaluating(model):
+        found = dnt.analysis.singular_values(model.blocks[0], x_BTD, arguments.singular_values)
+    seconds = time.perf_counter() - begin
+    row = {"placement": placement, "inputs": x_BTD.numel(), "count": len(found), "seconds": seconds}
+    return row | {"largest": float(found[0]), "smallest of them": float(found[-1])}
+
+
+def singular_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of a block of each placement, on the CPU."""
+    rows = []
+    for placement in ("dnt", "pre-ln"):
+        row = largest_of_a_block(placement, arguments)
+        print(
+            f"{placement:7} the {row['count']} largest singular values of {row['inputs']:,} inputs: "
+            f"{row['seconds']:.1f} s; {row['largest']:.3g} to {row['smallest of them']:.3g}",
+            flush=True,
+        )
+        rows.append(row)
+    setting = {name: getattr(arguments, name) for name in ("size", "tokens", "singular_values")}
+    machine = describe_machine(torch.device("cpu")) | {"load": os.getloadavg()}
+    return {"setting": setting, "rows": rows, "machine": machine}
+
+
+MEASUREMENTS = {  # each prints its table, and returns what is written under its name
+    "gradients": gradients,
+    "singular_values": singular_values,
+}
 
 
 def main() -> None:
@@ -124,6 +159,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=256, help="of singular_values")
+    parser.add_argument("--singular-values", type=int, default=32, help="how many of them")
     parser.add_argument("--out", type=Path, default=Path("bench/results/diagnostics.json"))
     arguments = parser.parse_args()
     write_json(arguments.out, {name: MEASUREMENTS[name](arguments) for name in arguments.only})

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 import dnt
 from dnt.files import write_json
@@ -79,7 +79,7 @@ def correlation(x: list[float], y: list[float]) -> tuple[float, float]:
     """Spearman's, with its two-sided p-value by permutations."""
     found = float(spearmanr(x, y).statistic)
     rng = np.random.default_rng(0)
-    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
+    ranks = [rankdata(values) for values in (x, y)]
     drawn = np.array([np.corrcoef(ranks[0], rng.permutation(ranks[1]))[0, 1] for _ in range(PERMUTATIONS)])
     return found, float((1 + (np.abs(drawn) >= abs(found) - 1e-9).sum()) / (1 + PERMUTATIONS))
 

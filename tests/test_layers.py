@@ -29,6 +29,7 @@ NO_TORCH += [
     "report.summary",
     "report.page",
     "report.speed",
+    "report.inspection",
     "nn.flops",
     "experiments.alternate",
     "experiments.compare",
@@ -71,7 +72,7 @@ def test_what_needs_no_torch_does_not_import_it():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["list"], ["--help"], ["train", "--help"], ["bench", "--help"], ["compare", "--help"]]
+    "arguments", [["list"], ["--help"], *([command, "--help"] for command in ("train", "bench", "compare", "inspect"))]
 )
 def test_list_and_help_never_import_torch(arguments):
     code = (

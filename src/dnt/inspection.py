@@ -2,9 +2,12 @@
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dnt import __version__
 from dnt.analysis.diagnosis import diagnose
@@ -27,8 +30,6 @@ def inspect_model(what: str | Path, settings: InspectSettings | None = None, **o
     started = time.perf_counter()
     found = find_subject(str(what), settings)
     batches = list(found.batches)
-    if settings.noise and len(batches) < settings.noise:
-        raise ValueError(f"{what} gives {len(batches)} batches; --noise {settings.noise} needs as many.")
     tables = diagnose(
         found.model,
         batches[: settings.batches],
@@ -43,7 +44,7 @@ def inspect_model(what: str | Path, settings: InspectSettings | None = None, **o
         tables["statements"] = summary(measured)
     inspection = Inspection(
         name=found.name,
-        facts=facts_of(found, settings) | {"took": f"{time.perf_counter() - started:.0f} s"},
+        facts=facts_of(found, batches[: settings.batches]) | {"took": f"{time.perf_counter() - started:.0f} s"},
         tables=tables,
         folder=Path(settings.out) if settings.out else folder_of(found),
         along=found.run.rows("diagnosis") if found.run else [],
@@ -59,13 +60,14 @@ def folder_of(found: Subject) -> Path:
     return Path("inspections") / re.sub(r"[^\w.-]+", "-", found.name).strip("-.")
 
 
-def facts_of(found: Subject, settings: InspectSettings) -> dict[str, Any]:
+def facts_of(found: Subject, batches: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    samples = [str(len(part)) for part in batches[0] if isinstance(part, Tensor) and part.ndim]
     device = next(found.model.parameters()).device
     facts: dict[str, Any] = {
         "model": type(found.model).__name__,
         "parameters": f"{sum(p.numel() for p in found.model.parameters()):,}",
         "data": found.data,
-        "batch": f"{settings.batches} x {settings.batch_size}",
+        "batch": " x ".join([str(len(batches)), *samples[:1]]),
     }
     if placement := getattr(getattr(found.model, "config", None), "placement", None):
         facts["placement"] = placement

@@ -141,10 +141,8 @@ class Loop:
                 torch.cuda.set_rng_state(state["cuda_rng"], self.fabric.device)
 
     def checkpoint(self) -> None:
-        """The last loss was finite, but the update after it may have broken the weights: those are not kept."""
-        finite = all(bool(local(p).isfinite().all()) for p in self.model.parameters())
-        if not self.over_all(float(finite), "min"):
-            self.diverge(self.step, "the weights are no longer finite")
+        """Weights that are not finite are not kept."""
+        self.check_weights()
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
@@ -171,6 +169,12 @@ class Loop:
         if self.fabric.is_global_zero:
             self.run.end_checkpoint(self.step)
 
+    def check_weights(self) -> None:
+        """The last loss was finite, but the update after it may have broken the weights."""
+        finite = all(bool(local(p).isfinite().all()) for p in self.model.parameters())
+        if not self.over_all(float(finite), "min"):
+            self.diverge(self.step, "the weights are no longer finite")
+
     def begin(self) -> dict[str, float]:
         """What is known before the first step, into the log; the relative steps, if there are any."""
         rows = [{"event": "calibration", "step": 0, "scales": self.scales}] if self.scales else []
@@ -195,6 +199,7 @@ class Loop:
                 if self.step % LOG_EVERY == 0 or evaluate or checkpoint or due:
                     show(self.step, *self.log_recent())
                 if before:
+                    self.check_weights()
                     self.diagnose(before)
                 if evaluate:
                     self.record(self.evaluation(), *self.relative_steps())

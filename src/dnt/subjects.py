@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dnt.data.images import prepare_images
@@ -28,6 +29,7 @@ from dnt.train import data_and_config, stored_settings
 from dnt.weights import load
 
 MOST_TOKENS = 256  # of a sequence, if not asked for otherwise
+IMAGE_SIZE = 224  # where transformers does not say
 RANDOM = "random"
 
 
@@ -49,7 +51,7 @@ def find_subject(what: str, settings: InspectSettings) -> Subject:
     make, hears = KINDS[kind]
     for name in sorted({name for _, names in KINDS.values() for name in names}):
         if name not in hears and getattr(settings, name) != getattr(InspectSettings, name):
-            raise ValueError(f"--{name} says nothing to {kind}; drop it.")
+            raise ValueError(f"--{name.replace('_', '-')} says nothing to {kind}; drop it.")
     torch.manual_seed(settings.seed)
     found = make(what, settings)
     found.model.eval()
@@ -60,14 +62,14 @@ def kind_of(what: str) -> str:
     if what.startswith("timm:"):
         return "a timm model"
     if Path(what).is_dir():
-        config = read_json(Path(what) / "config.json", "a run, or a folder of transformers,")
-        return "a folder of transformers" if "model_type" in config else "a run"
+        config = read_json(Path(what) / "config.json", "a run or a folder of transformers")
+        return "a folder of transformers" if isinstance(config, dict) and "model_type" in config else "a run"
     if ":" in what:
         return "a function"
     if os.sep in what or what.startswith("."):
         raise ValueError(f"there is no folder {what}; give a run, a folder of transformers or a name.")
     lookup(dict.fromkeys((*GPT_SIZES, *VIT_SIZES)), what, "model (and no folder of this name is here)")
-    return "a named size"
+    return "a size of ViT" if what in VIT_SIZES else "a size of GPT"
 
 
 def dnt_loss(model: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -97,9 +99,22 @@ def of_run(what: str, settings: InspectSettings) -> Subject:
     try:
         stored = stored_settings(run)
     except ValueError:
-        raise ValueError(f"{what} was made by dnt.fit and does not say what it read; inspect it from Python.") from None
-    data, _ = data_and_config(replace(stored, data=settings.data or stored.data), progress=False)
+        made_by = "dnt.fit" if run.log else "dnt.save"
+        raise ValueError(
+            f"{what} was made by {made_by} and does not say how to read data; inspect it from Python."
+        ) from None
+    data, config = data_and_config(replace(stored, data=settings.data or stored.data), progress=False)
+    check_readable(run, model, data, config)
     return Subject(what, model, list(held_out(data, settings)), dnt_loss, data.describe()["name"], run)  # type: ignore[arg-type]
+
+
+def check_readable(run: Run, model: GPT | ViT, data: Any, config: GPTConfig | ViTConfig) -> None:
+    """ValueError if other data than those of the training, or changed ones, mean something else to the model."""
+    for name in ("vocab_size", "classes", "channels", "image_size"):
+        if (wants := getattr(model.config, name, None)) != (has := getattr(config, name, None)):
+            raise ValueError(f"{name} is {wants} in {run.path} and {has} with these data; give --data that fit.")
+    if data.tokenizer and data.tokenizer.describe() != read_json(run.path / "tokenizer.json", "a run folder"):
+        raise ValueError(f"these data have another alphabet than {run.path}; give --data of the same characters.")
 
 
 def of_size(what: str, settings: InspectSettings) -> Subject:
@@ -162,7 +177,7 @@ def of_timm(what: str, settings: InspectSettings) -> Subject:
 
 
 def of_folder(what: str, settings: InspectSettings) -> Subject:
-    """A language model or an image classifier of transformers, its weights from safetensors; on random inputs.
+    """A language model or an image classifier of transformers, from safetensors, in float32; on random inputs.
 
     No code of the folder is run: its class is one of transformers' own, by the name in config.json.
     """
@@ -173,17 +188,22 @@ def of_folder(what: str, settings: InspectSettings) -> Subject:
         return Subject(what, model, random_batches(model.config, settings), dnt_loss, RANDOM)
     name = next(iter(config.get("architectures") or ()), "")
     cls = getattr(transformers, name, None)
-    if cls is None or not hasattr(cls, "from_pretrained"):
-        raise ValueError(f"{what}/config.json names the class {name!r}, which transformers has not; save it again.")
+    is_model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    if cls is None or not is_model:
+        raise ValueError(
+            f"{what}/config.json names the class {name!r}, which is no model of transformers "
+            f"{transformers.__version__}; load it in a function and give MODULE:FUNCTION."
+        )
     try:
-        model = cls.from_pretrained(what, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        model = cls.from_pretrained(what, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{what}: {str(error).splitlines()[0]}") from None
-    if model.main_input_name == "pixel_values":
+    if name.endswith("ForImageClassification"):
         c = model.config
-        shape = (c.num_channels, c.image_size, c.image_size)
+        size = getattr(c, "image_size", IMAGE_SIZE)
+        shape = (c.num_channels, size, size)
         return Subject(what, model, random_images(shape, c.num_labels, settings), score_loss, RANDOM)
-    if not model.get_output_embeddings():
+    if model.config.is_encoder_decoder or not model.get_output_embeddings():
         raise ValueError(f"{what} is a {name}, which predicts no tokens; give MODULE:FUNCTION with a loss.")
     longest = getattr(model.config, "max_position_embeddings", MOST_TOKENS)
     context = settings.context or min(MOST_TOKENS, longest)
@@ -195,23 +215,37 @@ def of_folder(what: str, settings: InspectSettings) -> Subject:
 def of_function(what: str, settings: InspectSettings) -> Subject:
     """MODULE:FUNCTION, called without arguments: (model, batches, loss_fn), where loss_fn(model, *batch) -> scalar."""
     module, _, name = what.partition(":")
-    sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
-        made = getattr(import_module(module), name)()
-        model, batches, loss = made
-    except (ImportError, AttributeError) as error:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{what}: {error}; give MODULE:FUNCTION that can be imported from here.") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what}: it must take nothing and return (model, batches, loss_fn) ({error}).") from None
     finally:
-        sys.path.pop(0)
-    return Subject(what, model, list(islice(batches, wanted(settings))), loss, "its own")
+        sys.path.remove(here)
+    must = f"{what} must take nothing and return (model, batches, loss_fn)"
+    try:
+        model, batches, loss = function()
+        batches = list(islice(batches, wanted(settings)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{must} ({error}).") from None
+    if not isinstance(model, nn.Module) or not callable(loss):
+        raise ValueError(f"{must}, not a {type(model).__name__} and a {type(loss).__name__}.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{what}: its model has no parameters that train, hence no gradient.")
+    for batch in batches:
+        if not isinstance(batch, tuple | list):
+            raise ValueError(f"{must}: a batch is the tuple of what loss_fn is given, not a {type(batch).__name__}.")
+    if len(batches) < wanted(settings):
+        raise ValueError(f"{what} gives {len(batches)} batches, {wanted(settings)} were asked for; take fewer.")
+    return Subject(what, model, batches, loss, "its own")
 
 
 KINDS: dict[str, tuple[Callable[[str, InspectSettings], Subject], tuple[str, ...]]] = {  # and the options each hears
-    "a run": (of_run, ("data",)),
-    "a named size": (of_size, ("data", "tokenizer", "column", "placement", "context")),
-    "a timm model": (of_timm, ("pretrained",)),
-    "a folder of transformers": (of_folder, ("context",)),
+    "a run": (of_run, ("data", "batch_size")),
+    "a size of GPT": (of_size, ("data", "tokenizer", "column", "placement", "context", "batch_size")),
+    "a size of ViT": (of_size, ("data", "placement", "batch_size")),
+    "a timm model": (of_timm, ("pretrained", "batch_size")),
+    "a folder of transformers": (of_folder, ("context", "batch_size")),
     "a function": (of_function, ()),
 }

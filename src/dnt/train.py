@@ -165,11 +165,13 @@ def fit(
                 stop_requested() as stopping,
                 progress_bar(run, settings.steps, data.unit, show_here) as show,
             ):
-                if loop.step == 0 and (steps := loop.begin()) and show_here:
-                    print(describe_steps(steps), file=sys.stderr, flush=True)
-                if settings.diagnose_every and show_here:
-                    said = describe_diagnoses(run, settings.steps, settings.diagnose_every)
-                    print(said, file=sys.stderr, flush=True)
+                if loop.step == 0:
+                    steps = loop.begin()
+                    said = [describe_steps(steps)] if steps else []
+                    if settings.diagnose_every and show_here:
+                        said.append(describe_diagnoses(run, settings.steps, settings.diagnose_every))
+                    for line in said if show_here else ():
+                        print(line, file=sys.stderr, flush=True)
                 loop.run_to_end(stopping, show)
         except torch.OutOfMemoryError as error:
             raise MemoryError(f"{str(error).splitlines()[0]} {run.last_good}.") from error

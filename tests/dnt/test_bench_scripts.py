@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import permutation_test, spearmanr
 
 import dnt
 from dnt.nn.norms import NORMS
@@ -143,6 +144,43 @@ def test_diagnostics_holds_gradient_stats_against_a_training_step(run):
     assert set(found["seconds"]) == set(found["peak_bytes"]) == {"training step", "gradient_stats"}
     assert found["time_ratio"] > 0 and found["memory_ratio"] == 1
     assert all(len(seconds) == 2 for seconds in found["seconds_of_all"].values())
+
+
+def test_diagnostics_finds_the_largest_singular_values_of_a_block_of_each_placement(run):
+    sizes = ("--size", "gpt-tiny", "--tokens", "4", "--singular-values", "3", "--only", "singular_values")
+    found = run("diagnostics", *sizes)["singular_values"]
+    assert [row["placement"] for row in found["rows"]] == ["dnt", "pre-ln"]
+    for row in found["rows"]:
+        torch.manual_seed(0)
+        block = dnt.gpt("gpt-tiny", depth=1, placement=row["placement"]).blocks[0].eval().requires_grad_(False)
+        x = torch.randn(1, 4, 128)
+        J = torch.func.jacrev(block)(x).reshape(512, 512)
+        top = torch.linalg.svdvals(J)[:3]
+        assert [row["largest"], row["smallest of them"]] == pytest.approx([float(top[0]), float(top[2])], rel=1e-3)
+        assert (row["inputs"], row["count"]) == (512, 3) and row["seconds"] > 0
+
+
+def test_gaps_correlation_is_spearmans_and_its_p_value_that_of_scipys_permutations(bench, monkeypatch):
+    gap = import_module("gap")
+    monkeypatch.setattr(gap, "PERMUTATIONS", 3000)
+    x = [0.1, 0.4, 0.2, 0.9, 0.5, 0.5, 0.8, 0.3]
+    for y in ([1.0, 3.0, 2.0, 4.0, 3.5, 3.5, 9.0, 0.5], [2.0, 2.0, 1.0, 3.0, 1.0, 4.0, 0.0, 3.0]):
+        rho, p = gap.correlation(x, y)
+
+        def statistic(other, y=y):
+            return spearmanr(other, y).statistic
+
+        exact = permutation_test((x,), statistic, permutation_type="pairings", n_resamples=2000, rng=1)
+        assert rho == pytest.approx(spearmanr(x, y).statistic)
+        assert p == pytest.approx(exact.pvalue, abs=0.04)
+    assert gap.correlation(x, x) == (pytest.approx(1), pytest.approx(0, abs=2e-3))
+
+
+def test_gaps_correction_is_holms(bench):
+    holm = import_module("gap").holm
+    p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    assert holm(p_values) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06}), "4, 3, 2, 1 times; ascending"
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0} and holm({}) == {}
 
 
 def shown(alternate):

@@ -70,7 +70,7 @@ def finish(child: subprocess.Popen[str], status: int = 0) -> list[str]:
     """The lines of its standard error but those that announce the run."""
     _, error = child.communicate(timeout=120)
     assert child.returncode == status, error
-    usual = ("relative step", "cpp_extension.py")  # the second of torch on CUDA without a GPU
+    usual = ("relative step", "a diagnosis takes", "cpp_extension.py")  # the second of torch on CUDA without a GPU
     return [line for line in error.splitlines()[1:] if not any(words in line for words in usual)]
 
 
@@ -147,6 +147,15 @@ def test_momentum_in_the_gradient_is_that_of_a_buffer_on_two_processes_and_goes_
     finish(start(*standing, *ways["fsdp"], "--out", "stopped", rank=1, name="SIGTERM", step=9), 130)
     run_all(["--resume", "stopped"])
     assert torch.equal(weights("stopped"), weights("fsdp-in-grad")), "the momentum is in the checkpoint"
+
+
+def test_of_two_processes_one_diagnoses_and_both_learn_what_they_do_without(prepared):
+    two = [*SETTING, "--devices", "2", "--dropout", "0.2", "--steps", "6"]
+    run_all([*two, "--diagnose-every", "3", "--out", "with"], [*two, "--out", "without"])
+    assert torch.equal(weights("with"), weights("without"))
+    rows = dnt.Run(Path("with")).rows("diagnosis")
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    assert all(row["tables"]["steps"] for row in rows[1:])
 
 
 @pytest.mark.parametrize(("strategy", "killed"), [("ddp", 1), ("fsdp", 0)])

@@ -254,3 +254,13 @@ def test_few_or_broken_samples_are_refused():
         alpha_stable(torch.randn(15, 4))
     with pytest.raises(ValueError, match="the same in all batches"):
         alpha_stable(torch.ones(16, 4))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("others", [0.0, 0.5])
+def test_a_top_of_equal_entries_has_no_tail_at_all(others):
+    """P(|X| > t) falls at once: alpha is infinite."""
+    x = torch.cat([torch.full((3000,), 5.0), others * torch.linspace(-1, 1, 3000)])
+    found = tail_indices([x], resamples=5)
+    for index in found.raw[:2]:
+        assert index.value == index.high == math.inf >= index.low, index.name

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import dnt
+from dnt import loop
 from dnt.cli import main
 from dnt.loop import Loop
 from dnt.optim.factory import build_optimizer
@@ -506,3 +507,96 @@ with kept_memory(torch.device("cpu")) if sys.argv[1] == "kept" else nullcontext(
         for way in ("kept", "freed")
     )
     assert kept < freed / 3, "the system may take back a few of its own accord"
+
+
+# --- diagnoses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    monkeypatch.setattr(loop, "IN_TRAINING", loop.IN_TRAINING | {"exact": 64, "resamples": 2})
+
+
+WAYS = {  # what shares .grad, the weights' dtype, or a second set of weights with a diagnosis
+    "plain": {},
+    "momentum in grad": {"in_grad": True, "clip": 0.0},
+    "bf16-weights": {"precision": "bf16-weights"},
+    "ema": {"ema": 0.9},
+    "recompute": {"recompute": True, "accumulate": 2},
+}
+
+
+def trained(out: str, in_grad: bool = False, resume: bool = False, **options) -> dnt.Run:
+    model = tiny_model(dropout=0.2)
+    optimizer = dnt.MSGDW(dnt.param_groups(model, weight_decay=1e-3), lr=0.1, momentum_in_grad=in_grad)
+    return dnt.fit(model, words(), optimizer, out=out, resume=resume, **OPTIONS | {"eval_every": 4} | options)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_diagnoses_change_nothing_of_what_is_learned(workplace, quick, way):
+    with_them = trained("with", diagnose_every=3, **WAYS[way])
+    without = trained("without", **WAYS[way])
+    assert same_weights("with", "without")
+    assert with_them.end["test"] == without.end["test"]
+    rows = with_them.rows("diagnosis")
+    assert [row["step"] for row in rows] == [0, 3, 6] and not without.rows("diagnosis")
+    for row in rows:
+        assert row["seconds"] > 0 and row["tables"]["gradients"] and row["tables"]["jacobians"]
+        assert bool(row["tables"]["steps"]) == (row["step"] > 0)
+        assert not any("singular_values" in each for each in row["tables"]["weights"])
+    last = {row["name"]: row for row in rows[-1]["tables"]["steps"]}
+    assert 0 < last["blocks.1.mlp.f.out.weight"]["frobenius"] < 1
+
+
+def test_a_diagnosis_is_of_the_weights_and_the_held_batch_of_its_step(workplace, quick):
+    run = trained("run", diagnose_every=8, eval_tokens=64)
+    model = dnt.load("run")
+    batch = next(words().validation.beginning(64).whole(4))
+    stats = dnt.analysis.gradient_stats(model, [batch], lambda model, x, y: model.loss(x, y))
+    tables = run.rows("diagnosis")[-1]["tables"]
+    of_all = next(row for row in tables["gradients"] if row["level"] == "all")
+    assert of_all["rms"] == pytest.approx(stats.total.rms, rel=1e-4)
+    norms = {row["name"]: row["norm"] for row in tables["weights"]}
+    assert norms["tokens.weight"] == pytest.approx(model.tokens.weight.norm().item(), rel=1e-5)
+
+
+def test_a_run_that_is_resumed_logs_each_diagnosis_once_and_says_their_cost_once(workplace, quick, capfd):
+    options = [*TINY, "--data", "words.txt", "--dropout", "0.2", "--checkpoint-every", "4", "--steps", "6"]
+    options += ["--diagnose-every", "3", "--eval-every", "6"]
+    real = Loop.train_step
+    with pytest.MonkeyPatch.context() as stopped:
+        stopped.setattr(Loop, "train_step", lambda self: 1 / 0 if self.step == 5 else real(self))
+        with pytest.raises(ZeroDivisionError):
+            main(["train", *options, "--out", "half"])
+    assert "a diagnosis takes" in (said := capfd.readouterr().err) and "; 3 of them, about" in said
+    assert main(["train", "--resume", "half"]) == 0
+    assert "a diagnosis takes" not in capfd.readouterr().err
+    assert main(["train", *options, "--out", "whole"]) == 0
+    assert same_weights("half", "whole")
+    halves, wholes = (dnt.Run(Path(out)).rows("diagnosis") for out in ("half", "whole"))
+    assert [row["step"] for row in halves] == [0, 3, 6]
+    assert [str(row["tables"]) for row in halves] == [str(row["tables"]) for row in wholes]
+
+
+def test_weights_that_a_step_broke_are_not_diagnosed(workplace, quick):
+    class Breaks(dnt.MSGDW):
+        def step(self, closure=None):
+            self.param_groups[0]["params"][0].data.fill_(math.inf)
+            return super().step(closure)
+
+    model = tiny_model()
+    with pytest.raises(FloatingPointError, match="step 1: the weights are no longer finite"):
+        dnt.fit(model, words(), Breaks(dnt.param_groups(model), lr=0.1), out="run", diagnose_every=1, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diagnose_every": 2, "strategy": "fsdp"}, "diagnose_every does not go with fsdp, where no process has the"),
+        ({"diagnose_every": -1}, "diagnose_every is -1; it must be at least 0"),
+    ],
+)
+def test_diagnoses_that_cannot_be_are_refused(workplace, options, message):
+    with pytest.raises(ValueError, match=message):
+        trained("run", **options)
+    assert not Path("run").exists()

@@ -63,11 +63,16 @@ def dependences(model: nn.Module) -> Iterator[tuple[str, str, Callable[[float], 
 
 @contextmanager
 def weights_scaled(found: Sequence[Part], by: float) -> Iterator[None]:
-    for part in found:
-        part.of(part.parameter).mul_(by)
-    yield
-    for part in found:
-        part.of(part.parameter).div_(by)
+    """From copies they come back bit for bit, subnormal ones too, and even if the loss cannot be computed."""
+    entries = [part.of(part.parameter) for part in found]
+    kept = [entry.clone() for entry in entries]
+    try:
+        for entry in entries:
+            entry.mul_(by)
+        yield
+    finally:
+        for entry, before in zip(entries, kept, strict=True):
+            entry.copy_(before)
 
 
 @contextmanager

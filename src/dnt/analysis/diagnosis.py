@@ -50,9 +50,9 @@ def diagnose(
     """The tables, by name, of a model in evaluation mode; loss_fn(model, *batch) -> scalar.
 
     The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of
-    whose gradients the noise is taken. jacobians: over so many tokens of the first sample as give all singular values
-    of at most `exact`; where those are fewer than FEWEST, over `tokens`, and the largest singular_values. resamples: of
-    the intervals. brief: without lists of singular values.
+    whose gradients the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most
+    `exact` inputs all singular values can be had; where those are fewer than FEWEST, the largest singular_values alone.
+    resamples: of the intervals. brief: without lists of singular values.
     """
     batches = list(batches)
     if not batches:
@@ -142,7 +142,7 @@ def jacobian_rows(
     width = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
     how: dict[str, Any] = {"tokens": tokens, "k": k}
     if exact // width >= FEWEST:
-        how = {"tokens": exact // width, "exact": exact}
+        how = {"tokens": min(tokens, exact // width), "exact": exact}
     return [
         {"layer": row.layer, "what": row.what} | asdict(row.spread) | {"singular_values": row.singular_values.tolist()}
         for row in model_jacobians(model, partial(run, beginning(batch, how["tokens"])), **how)

@@ -190,8 +190,9 @@ def magnitudes(x: Any) -> Tensor:
 
 
 def alpha(top: Array, k: int) -> float:
-    """Hill's, of logs in descending order."""
-    return float(1 / (top[:k] - top[k]).mean())
+    """Hill's, of logs in descending order; infinite if all are alike."""
+    mean = float((top[:k] - top[k]).mean())
+    return 1 / mean if mean else math.inf
 
 
 def straight(top: Array) -> int:
@@ -217,7 +218,8 @@ def closest(top: Array) -> tuple[int, float]:
     """The k whose tail is the closest to its Pareto law, and the Kolmogorov-Smirnov distance."""
     distances = {}
     for k in np.unique(np.geomspace(LEAST, len(top) - 1, STARTS).astype(int)).tolist():
-        law = np.exp((top[k] - top[:k]) * alpha(top, k))
+        found = alpha(top, k)
+        law = np.exp((top[k] - top[:k]) * found) if found < math.inf else np.ones(k)
         steps = np.arange(k + 1) / k
         distances[k] = float(max((law - steps[:-1]).max(), (steps[1:] - law).max()))
     best = min(distances, key=distances.__getitem__)
@@ -239,6 +241,8 @@ def as_fitted(top: Array, n: int, k: int, alpha: float, rng: np.random.Generator
 
 def interval(found: Sequence[float], value: float) -> tuple[float, float]:
     """The percentiles of a bootstrap; wide enough for the estimate itself, which they may miss where k is uncertain."""
+    if not np.isfinite(found).all():  # of ties
+        return min(*found, value), math.inf
     low, high = np.percentile(found, [2.5, 97.5])
     return min(float(low), value), max(float(high), value)
 

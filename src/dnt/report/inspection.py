@@ -20,7 +20,9 @@ from dnt.report.page import COLORS, FIGURE, styled
 
 Rows = list[dict[str, Any]]
 SCALE = "Viridis"
+SHOWN = 5  # names in a sentence
 NOTICED = 1e-3  # nats: a smaller change of the loss is what eps and rounding make of a scale that is hidden
+PARTLY = {"MidNorm after the feed-forward": "hides that of W_2, and that of W_1 if the activation is relu"}
 HEAT = {  # of each layer and role
     "rms": ("RMS of |g|", True),
     "top_share": ("share of the norm² in the largest 1%", False),
@@ -63,7 +65,9 @@ class Inspection:
         for row in self.tables["gradients"]:
             if row["level"] != "part":
                 indices = [index_of(self.tables["tails"], row["name"], "hill", how) for how in ("raw", "unscaled")]
-                found.add_row(row["name"], *(short(row[key]) for key in columns.values()), *map(interval, indices))
+                found.add_row(
+                    called(row["name"]), *(short(row[key]) for key in columns.values()), *map(interval, indices)
+                )
         return found
 
     def write(self) -> None:
@@ -102,7 +106,8 @@ def carriers(rows: Rows) -> Iterator[str]:
     roles = sorted((row for row in rows if row["level"] == "role"), key=lambda row: -row["norm_share"])
     parts = [row for row in rows if row["level"] == "part"]
     total = next(row for row in rows if row["level"] == "all")
-    shares = ", ".join(f"{called(row['name'])} {row['norm_share']:.0%}" for row in roles[:4])
+    mattering = [row for row in roles[:4] if row["norm_share"] >= 0.005]  # 1% when it is rounded
+    shares = ", ".join(f"{called(row['name'])} {row['norm_share']:.0%}" for row in mattering) or "no entry at all"
     largest = max(parts, key=lambda row: row["norm_share"])
     yield (
         f"The gradient's squared norm lies in {shares}. The parameter with most of it is {largest['name']} "
@@ -112,8 +117,9 @@ def carriers(rows: Rows) -> Iterator[str]:
         f"{total['top_share']:.0%} of the squared norm is in the largest 1% of the entries (8% of a normal law), and "
         f"the largest entry is {short(total['max_to_median'])} times the median."
     )
-    if unused := [row for row in parts if row["zeros"] == row["count"]]:
-        yield f"{len(unused)} parameters have no gradient at all: {', '.join(row['name'] for row in unused[:5])}."
+    if unused := [row["name"] for row in parts if row["zeros"] == row["count"]]:
+        more = ", ..." if len(unused) > SHOWN else ""
+        yield f"No gradient at all in {len(unused)} of {len(parts)} parameters: {', '.join(unused[:SHOWN])}{more}."
 
 
 def tail(tables: dict[str, Rows]) -> Iterator[str]:
@@ -121,8 +127,11 @@ def tail(tables: dict[str, Rows]) -> Iterator[str]:
     raw, divided = (index_of(tables["tails"], "blocks", "hill", how) for how in ("raw", "unscaled"))
     if not raw or not divided:
         return
-    lighter = divided["low"] > raw["high"]
-    verdict = "unequal scales explain a part of the tail" if lighter else "unequal scales do not explain the tail"
+    verdict = "whether unequal scales make the tail heavier is not clear, since the intervals overlap"
+    if divided["low"] > raw["high"]:
+        verdict = "unequal scales make a part of the tail"
+    elif divided["high"] < raw["low"]:
+        verdict = "unequal scales hide a part of the tail"
     shares = next(row for row in tables["shares"] if row["name"] == "blocks")
     yield (
         f"The blocks' matrices together have a tail index (Hill) of {interval(raw)}, and of {interval(divided)} once "
@@ -138,12 +147,12 @@ def hidden(rows: Rows) -> Iterator[str]:
         if row["change"] >= NOTICED:
             yield (
                 f"The loss sees the scale of {row['what']}: it changes by {short(row['change'])} nats at a factor of "
-                f"{row['factor']:g}. {row['norm']} would hide it."
+                f"{row['factor']:g}. {row['norm']} {PARTLY.get(row['norm'], 'would hide it')}."
             )
     if unseen := [row["what"] for row in rows if row["change"] < NOTICED]:
         yield (
-            f"It hardly sees the scale of {', '.join(unseen)} (less than {NOTICED:g} nats): a norm hides it, or it is "
-            "too small to matter."
+            f"The loss hardly sees the scale of {'; '.join(unseen)} (less than {NOTICED:g} nats): a norm hides it, or "
+            "it is too small to matter."
         )
 
 
@@ -178,7 +187,9 @@ def interval(index: dict[str, Any] | None) -> str:
 def short(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def called(role: str) -> str:
@@ -191,21 +202,24 @@ def called(role: str) -> str:
 def figures(inspection: Inspection) -> Iterator[tuple[str, str, go.Figure]]:
     """Heading, note and figure of each plot."""
     tables = inspection.tables
-    yield (
-        "Gradients by layer and role",
-        "Entries that are exactly zero are left out. Logarithmic where a color bar says 10^.",
-        heat_maps([row for row in tables["gradients"] if row["level"] == "part" and row["layer"] is not None]),
-    )
+    if in_blocks := [row for row in tables["gradients"] if row["level"] == "part" and row["layer"] is not None]:
+        yield (
+            "Gradients by layer and role",
+            "Entries that are exactly zero are left out. Logarithmic where a color bar says 10^.",
+            heat_maps(in_blocks),
+        )
     yield (
         "Entries of the gradient",
         "Density of log10 |g| for each role; dashed: the tail fitted by Hill's index above its threshold.",
         histograms(tables["gradients"], tables["tails"]),
     )
-    yield (
-        "Tail indices",
-        "alpha of P(|g| > t) ~ t^-alpha with 95% intervals; smaller is heavier. Hollow: rows, columns divided by RMS.",
-        tail_indices(tables["tails"]),
-    )
+    if tables["tails"]:
+        yield (
+            "Tail indices",
+            "alpha of P(|g| > t) ~ t^-alpha with 95% intervals; smaller is heavier. Hollow: rows, columns divided by "
+            "RMS.",
+            tail_indices(tables["tails"]),
+        )
     if tables["jacobians"]:
         yield (
             "Singular values of each block",
@@ -217,12 +231,13 @@ def figures(inspection: Inspection) -> Iterator[tuple[str, str, go.Figure]]:
             "The largest singular value; effective rank over all (stable rank where only the largest are known).",
             by_depth(tables["jacobians"]),
         )
-    yield (
-        "The residual stream",
-        "RMS of what enters each block, and of what its branches add.",
-        stream(tables["stream"]),
-    )
-    if tables["weights"]:
+    if tables["stream"]:
+        yield (
+            "The residual stream",
+            "RMS of what enters each block, and of what its branches add.",
+            stream(tables["stream"]),
+        )
+    if any(row["layer"] is not None for row in tables["weights"]):
         yield (
             "Weights",
             "The largest singular value of each matrix, and its stable rank.",
@@ -294,7 +309,7 @@ def tail_indices(rows: Rows) -> go.Figure:
         for how in ("raw", "unscaled"):
             found = [r for r in rows if (r["index"], r["how"]) == (index, how) and isfinite(r["value"])]
             bars: dict[str, Any] = {
-                "array": [min(r["high"], 50) - r["value"] for r in found],
+                "array": [max(0.0, min(r["high"], 50) - r["value"]) for r in found],
                 "arrayminus": [r["value"] - r["low"] for r in found],
             }
             symbol = "circle" if how == "raw" else "circle-open"
