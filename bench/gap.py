@@ -50,6 +50,7 @@ def diagnosed(data: str, runs: Path, job: tuple[tuple[str, str], int]) -> dnt.Ru
         new = ["--data", data, "--tokenizer", "char", "--placement", placement, "--init", init, "--lr", str(lr)]
         new += ["--weight-decay", str(STEP_DECAY / lr), "--seed", str(seed), "--out", str(out)]
         new += [word for name in LENGTHS for word in (f"--{name}", str(MOMENT))]
+        new += ["--no-compile"]  # longer than the run
         options = ["--resume", str(out)] if (out / "config.json").exists() else new
         subprocess.run([sys.executable, "-m", "dnt", "train", *options], check=True)
     return dnt.Run(out)

@@ -72,6 +72,8 @@ def inspect(what: tyro.conf.Positional[str], settings: InspectSettings) -> None:
     """
     result = import_module("dnt.inspection").inspect_model(what, settings)
     console().print(result.table())
+    if settings.statements:
+        console().print(result.statements())
     for finding in result.findings():
         print(f"- {finding}")
     print(f"page: {result.page}")

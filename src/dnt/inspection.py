@@ -2,18 +2,21 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor
 
 from dnt import __version__
 from dnt.analysis.diagnosis import diagnose
 from dnt.experiments.statements import statements, summary
 from dnt.machine import describe_machine
-from dnt.report.inspection import Inspection
+from dnt.nn.calibrate import matrices
+from dnt.report.inspection import Inspection, Rows
+from dnt.runs import Run
 from dnt.settings import InspectSettings
 from dnt.subjects import Subject, find_subject
 
@@ -30,18 +33,8 @@ def inspect_model(what: str | Path, settings: InspectSettings | None = None, **o
     started = time.perf_counter()
     found = find_subject(str(what), settings)
     batches = list(found.batches)
-    tables = diagnose(
-        found.model,
-        batches[: settings.batches],
-        found.loss,
-        noise=batches[: settings.noise],
-        jacobians=settings.jacobians,
-        tokens=settings.tokens,
-        singular_values=settings.singular_values,
-    )
-    if settings.statements:
-        measured = statements()
-        tables["statements"] = summary(measured)
+    with Console(stderr=True).status("") as status:
+        tables = measured(found, batches, settings, lambda name: status.update(f"{found.name}: {name}"))
     inspection = Inspection(
         name=found.name,
         facts=facts_of(found, batches[: settings.batches]) | {"took": f"{time.perf_counter() - started:.0f} s"},
@@ -51,6 +44,37 @@ def inspect_model(what: str | Path, settings: InspectSettings | None = None, **o
     )
     inspection.write()
     return inspection
+
+
+def measured(
+    found: Subject, batches: Sequence[Sequence[Any]], settings: InspectSettings, show: Callable[[str], None]
+) -> dict[str, Rows]:
+    """The tables."""
+    tables = diagnose(
+        found.model,
+        batches[: settings.batches],
+        found.loss,
+        noise=batches[: settings.noise],
+        jacobians=settings.jacobians,
+        tokens=settings.tokens,
+        singular_values=settings.singular_values,
+        show=show,
+    )
+    if found.run:
+        add_effective_steps(tables["weights"], found.model, found.run)
+    if settings.statements:
+        show("statements")
+        tables["statements"] = summary(statements())
+    return tables
+
+
+def add_effective_steps(rows: Rows, model: Any, run: Run) -> None:
+    """lr / ||W||^2, at the peak rate, of the matrices that are blind to their scale (dnt.nn.calibrate); in place."""
+    lr = run.config["optimizer"]["groups"][0]["lr"]
+    blind = {(int(m.name.split(".")[1]), m.name.rsplit(".", 1)[1]) for m in matrices(model) if m.blind}
+    for row in rows:
+        hidden = (row["layer"], row["role"]) in blind
+        row["effective_step"] = lr / row["norm"] ** 2 if hidden and row["norm"] else None
 
 
 def folder_of(found: Subject) -> Path:

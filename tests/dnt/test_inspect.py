@@ -109,6 +109,16 @@ def test_a_run_is_read_at_its_last_checkpoint_on_its_own_data_and_drawn_along_it
     assert [row["step"] for row in found.run.rows("diagnosis")] == [0, 2, 4]
 
 
+def test_a_run_says_the_own_rate_of_each_matrix_that_a_norm_hides(run):
+    """lr / ||W||^2 of all six in DNT, and of no embedding."""
+    rows = dnt.inspect_model(run, batch_size=2, jacobians=False).tables["weights"]
+    weights = {name: p.detach() for name, p in dnt.load(run).named_parameters()}
+    lr = dnt.Run(run).config["optimizer"]["groups"][0]["lr"]
+    out = next(row for row in rows if row["name"] == "blocks.1.attn.f.out.weight")
+    assert out["effective_step"] == pytest.approx(lr / float(weights[out["name"]].square().sum()), rel=1e-5)
+    assert {row["role"] for row in rows if row["effective_step"]} == {"q", "k", "v", "o", "1", "2"}
+
+
 def test_parquet_files_are_the_tables(run):
     Path("longer.txt").write_text(Path("words.txt").read_text() * 3)
     made = dnt.inspect_model("run", data="longer.txt", batch_size=2, tokens=8, out="elsewhere", noise=64, batches=2)

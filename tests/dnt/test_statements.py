@@ -13,8 +13,17 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 import dnt
-from dnt.experiments.statements import SMALL, THINGS, Change, changes, example, limits, rescaled, singular_values
-from dnt.experiments.statements import table as table_of_changes
+from dnt.experiments.statements import (
+    SMALL,
+    THINGS,
+    Change,
+    changes,
+    example,
+    limits,
+    rescaled,
+    singular_values,
+    summary,
+)
 from dnt.nn.layers import MLP, Attention, Sublayer
 from dnt.nn.norms import RMSNorm
 from dnt.nn.placement import Slots
@@ -261,9 +270,7 @@ def test_limits_are_where_the_largest_singular_value_doubles_or_halves():
     assert limits(rows(0.1)) == (None, None)
 
 
-def test_the_table_of_changes_has_a_row_of_each_placement_and_says_what_is_hidden():
-    found = table_of_changes([*measured("pre-ln"), *measured("dnt")])
-    assert [column.header for column in found.columns] == ["placement", *THINGS]
-    pre_ln, dnt_row = list(zip(*(column.cells for column in found.columns), strict=True))
-    assert dnt_row == ("dnt", "0", "0", "0", "0", "0")
-    assert pre_ln[2] == "0" and pre_ln[3] == "4.2 (0.71, 1.4)"
+def test_the_summary_of_changes_has_a_row_of_each_placement_and_says_what_is_hidden():
+    pre_ln, dnt_row = summary([*measured("pre-ln"), *measured("dnt")])
+    assert dnt_row == {"placement": "dnt"} | dict.fromkeys(THINGS, "0")
+    assert pre_ln["columns of X"] == "0" and pre_ln["W_1, W_2"] == "4.2 (0.71, 1.4)"

@@ -46,17 +46,19 @@ def diagnose(
     exact: int = EXACT,
     resamples: int = 100,
     brief: bool = False,
+    show: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Rows]:
     """The tables, by name, of a model in evaluation mode; loss_fn(model, *batch) -> scalar.
 
     The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of
     whose gradients the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most
     `exact` inputs all singular values can be had; where those are fewer than FEWEST, the largest singular_values alone.
-    resamples: of the intervals. brief: without lists of singular values.
+    resamples: of the intervals. brief: without lists of singular values. show: is told of each table before it is made.
     """
     batches = list(batches)
     if not batches:
         raise ValueError("no batch to diagnose a model on; give at least one.")
+    show("gradients")
     loss, gradients = mean_gradient(model, batches, loss_fn)
     first = batches[0]
 
@@ -65,13 +67,20 @@ def diagnose(
             return loss_fn(model, *batch)
 
     tables: dict[str, Rows] = {"gradients": gradient_rows(stats_of(model, loss, gradients))}
+    show("tails")
     tables |= tail_rows(model, gradients, resamples)
-    tables["noise"] = noise_rows(model, noise, loss_fn) if noise else []
-    tables["scales"] = scale_dependence(model, first, loss_fn)
-    tables["jacobians"] = jacobian_rows(model, run, first, tokens, singular_values, exact) if jacobians else []
-    tables["weights"] = weight_rows(model)
-    tables["stream"] = [asdict(row) for row in residual_norms(model, run)]
-    tables["attention"] = [asdict(row) for row in attention_entropies(model, run)]
+    del gradients
+    others: dict[str, Callable[[], Rows]] = {
+        "noise": lambda: noise_rows(model, noise, loss_fn) if noise else [],
+        "scales": lambda: scale_dependence(model, first, loss_fn),
+        "jacobians": lambda: jacobian_rows(model, run, first, tokens, singular_values, exact) if jacobians else [],
+        "weights": lambda: weight_rows(model),
+        "stream": lambda: [asdict(row) for row in residual_norms(model, run)],
+        "attention": lambda: [asdict(row) for row in attention_entropies(model, run)],
+    }
+    for name, make in others.items():
+        show(name)
+        tables[name] = make()
     if brief:
         return {name: [without_lists(row) for row in rows] for name, rows in tables.items()}
     return tables

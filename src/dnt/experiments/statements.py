@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from dnt.analysis.jacobian import singular_values
@@ -152,18 +151,6 @@ def reaches(points: Iterable[tuple[float, float]]) -> float | None:
     return None
 
 
-def table(rows: Sequence[Change]) -> Table:
-    """Placements x things: the largest change over all factors, and from where on a scale is too small or too large."""
-    caption = (
-        "The largest |ln ratio| of a singular value over all factors s, 0 where the scale is not seen; "
-        "in brackets where sigma_1 has doubled or halved on the way down, and up, from s = 1."
-    )
-    found = Table("placement", *dict.fromkeys(row.thing for row in rows), caption=caption, caption_justify="left")
-    for row in summary(rows):
-        found.add_row(*row.values())
-    return found
-
-
 def cell(rows: Sequence[Change]) -> str:
     change = max(row.change for row in rows)
     low, high = (f"{limit:.2g}" if limit else "never" for limit in limits(rows))
@@ -171,7 +158,7 @@ def cell(rows: Sequence[Change]) -> str:
 
 
 def summary(rows: Sequence[Change]) -> list[dict[str, str]]:
-    """The cells of the table, a row for each placement."""
+    """In words, a row for each placement: dnt.report.inspection says how a cell is read."""
     things = list(dict.fromkeys(row.thing for row in rows))
     return [
         {"placement": placement}

@@ -21,6 +21,10 @@ from dnt.report.page import COLORS, FIGURE, styled
 Rows = list[dict[str, Any]]
 SCALE = "Viridis"
 SHOWN = 5  # names in a sentence
+READING = (  # a cell of the statements (dnt.experiments.statements)
+    "The largest |ln ratio| of a singular value over all factors s, 0 where the scale is not seen; in brackets where "
+    "the largest has doubled or halved, on the way down and on the way up from s = 1."
+)
 NOTICED = 1e-3  # nats: a smaller change of the loss is what eps and rounding make of a scale that is hidden
 PARTLY = {"MidNorm after the feed-forward": "hides that of W_2, and that of W_1 if the activation is relu"}
 HEAT = {  # of each layer and role
@@ -70,6 +74,14 @@ class Inspection:
                 )
         return found
 
+    def statements(self) -> Table:
+        """What each placement hides, for a terminal."""
+        rows = self.tables["statements"]
+        found = Table(*rows[0], caption=READING, caption_justify="left")
+        for row in rows:
+            found.add_row(*row.values())
+        return found
+
     def write(self) -> None:
         """A parquet file for each table, and the page."""
         parquet, arrow = extra("pyarrow.parquet"), extra("pyarrow")
@@ -86,6 +98,7 @@ class Inspection:
             findings=self.findings(),
             scales=self.tables["scales"],
             statements=self.tables.get("statements", []),
+            reading=READING,
             short=short,
             figures=[
                 (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=FIGURE)))
