@@ -159,9 +159,9 @@ def test_tails_are_those_of_the_gradients_of_a_role_in_all_layers():
     of_w_2 = tail_indices([gradients[f"blocks.{i}.mlp.f.out.weight"] for i in range(2)], resamples=3)
     rows = [row for row in found["tails"] if row["name"] == "2"]
     assert [(row["index"], row["how"]) for row in rows] == [
-        (index, how) for how in ("raw", "unscaled") for index in ("hill", "power law", "student t")
+        (index, how) for how in ("raw", "levelled", "unscaled") for index in ("hill", "power law", "student t")
     ]
-    for row, index in zip(rows, (*of_w_2.raw, *of_w_2.unscaled), strict=True):
+    for row, index in zip(rows, (*of_w_2.raw, *of_w_2.levelled, *of_w_2.unscaled), strict=True):
         assert (row["value"], row["low"], row["high"]) == (index.value, index.low, index.high)
     [shares] = [row for row in found["shares"] if row["name"] == "2"]
     assert shares["variance"] == of_w_2.shares.variance

@@ -284,16 +284,16 @@ def test_findings_name_the_norm_that_would_hide_what_the_loss_sees(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("unscaled", "verdict"),
+    ("levelled", "verdict"),
     [
         ((4.0, 3.5, 4.5), "unequal scales make a part of the tail."),
         ((2.5, 1.5, 3.5), "is not clear, since the intervals overlap."),
         ((1.0, 0.9, 1.1), "unequal scales hide a part of the tail."),
     ],
 )
-def test_findings_compare_the_tail_with_and_without_unequal_scales(tmp_path, unscaled, verdict):
+def test_findings_compare_the_tail_with_and_without_unequal_scales(tmp_path, levelled, verdict):
     shares = [{"name": "blocks", "parameters": 0.4, "rows": 0.3, "columns": 0.2, "entries": 0.1, "variance": 1.0}]
-    tails = [index_row("raw", 2.0, 1.8, 2.2), index_row("unscaled", *unscaled)]
+    tails = [index_row("raw", 2.0, 1.8, 2.2), index_row("levelled", *levelled)]
     [found] = hand_made(tmp_path, tails=tails, shares=shares).findings()[2:]
     assert "of 2.00 [1.80, 2.20], and of" in found and verdict in found
     assert "40% lies between matrices, 30% between rows, 20% between columns, 10% within." in found

@@ -14,6 +14,7 @@ from dnt.analysis.tails import (
     alpha_stable,
     hill,
     hill_tail_index,
+    levelled,
     power_law,
     scale_shares,
     student_t,
@@ -155,7 +156,22 @@ def test_rows_of_unequal_scale_look_like_a_tail_until_they_are_divided():
     assert tails.shares.rows > 0.3
 
 
-def test_a_real_tail_stays_when_rows_and_columns_are_divided():
+def test_a_real_tail_stays_when_rows_and_columns_are_levelled_and_is_cut_when_they_are_unscaled():
+    """Student t with 3 degrees of freedom, as many rows and columns as a small model has."""
+    x = torch.from_numpy(stats.t.rvs(3, size=(128, 512), random_state=np.random.default_rng(0)))
+    raw = hill(x, resamples=20).value
+    assert hill(levelled(x), resamples=20).value == pytest.approx(raw, rel=0.15)
+    assert hill(unscaled(x), resamples=20).value > 1.8 * raw
+
+
+def test_levelled_does_not_see_the_scales_of_rows_and_columns():
+    x = torch.randn(40, 60, dtype=torch.float64)
+    scales = torch.rand(40, 1, dtype=torch.float64).exp(), torch.rand(60, dtype=torch.float64).exp() * 100
+    torch.testing.assert_close(levelled(x * scales[0] * scales[1]), levelled(x))
+    assert abs(float(levelled(x).abs().log().mean())) < 1e-12
+
+
+def test_a_real_tail_stays_in_student_t_when_rows_and_columns_are_divided():
     x = draw(stats.t(3), (300, 1000), 0)
     assert student_t(unscaled(x)).value == pytest.approx(student_t(x).value, rel=0.1)
 

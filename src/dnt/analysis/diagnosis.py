@@ -1,7 +1,7 @@
 """Everything that this package measures of one model at one moment, as tables: lists of plain rows.
 
 gradients   of every part, of each role, of the matrices of all blocks, of all: dnt.analysis.gradients
-tails       indices of each role and of the blocks' matrices, raw and unscaled
+tails       indices of each role and of the blocks' matrices, raw, levelled and unscaled
 shares      of the variance of log|g|: between parameters, rows, columns, entries
 noise       the alpha-stable index of the gradient's noise, of each role
 scales      what the loss sees of scales that a norm would hide
@@ -44,6 +44,7 @@ def diagnose(
     tokens: int = 64,
     singular_values: int = 16,
     exact: int = EXACT,
+    entries: int = 200_000,
     resamples: int = 100,
     brief: bool = False,
     show: Callable[[str], None] = lambda name: None,
@@ -53,7 +54,7 @@ def diagnose(
     The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of
     whose gradients the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most
     `exact` inputs all singular values can be had; where those are fewer than FEWEST, the largest singular_values alone.
-    resamples: of the intervals. brief: without lists of singular values. show: is told of each table before it is made.
+    entries: that tails are estimated from. resamples: of their intervals. brief: without lists of singular values. show: is told of each table before it is made.
     """
     batches = list(batches)
     if not batches:
@@ -68,7 +69,7 @@ def diagnose(
 
     tables: dict[str, Rows] = {"gradients": gradient_rows(stats_of(model, loss, gradients))}
     show("tails")
-    tables |= tail_rows(model, gradients, resamples)
+    tables |= tail_rows(model, gradients, entries, resamples)
     del gradients
     others: dict[str, Callable[[], Rows]] = {
         "noise": lambda: noise_rows(model, noise, loss_fn) if noise else [],
@@ -109,7 +110,7 @@ def square_sum(entries: Entries) -> float:
     return entries.rms**2 * (entries.count - entries.zeros)
 
 
-def tail_rows(model: nn.Module, gradients: Mapping[nn.Parameter, Tensor], resamples: int) -> dict[str, Rows]:
+def tail_rows(model: nn.Module, gradients: Mapping[nn.Parameter, Tensor], most: int, resamples: int) -> dict[str, Rows]:
     """Of each role with entries enough, and of the blocks' matrices together."""
     by_name: dict[str, list[Tensor]] = {BLOCKS: []}
     for part in parts(model):
@@ -121,10 +122,10 @@ def tail_rows(model: nn.Module, gradients: Mapping[nn.Parameter, Tensor], resamp
     for name, matrices in by_name.items():
         if sum(matrix.numel() for matrix in matrices) < ENOUGH:
             continue
-        tails = tail_indices(matrices, resamples=resamples)
+        tails = tail_indices(matrices, most, resamples)
         found["shares"].append({"name": name} | asdict(tails.shares))
-        for how, indices in (("raw", tails.raw), ("unscaled", tails.unscaled)):
-            for index in indices:
+        for how in ("raw", "levelled", "unscaled"):
+            for index in getattr(tails, how):
                 row = asdict(index)
                 found["tails"].append({"name": name, "index": row.pop("name"), "how": how} | row)
     return found

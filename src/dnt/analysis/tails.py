@@ -62,7 +62,8 @@ class Shares:
 class Tails:
     """Of some matrices together: their entries, how many are exact zeros, the shares of all others, and the indices.
 
-    Those are of a random sample of the entries, as they are and after `unscaled`; none if fewer than ENOUGH are not 0.
+    Those are of a random sample of the entries: as they are, after `levelled`, and after `unscaled`; none if fewer than
+    ENOUGH are not 0. The second tells a tail from unequal scales, the third does not: it cuts tails too.
     """
 
     entries: int
@@ -70,6 +71,7 @@ class Tails:
     sampled: int
     shares: Shares
     raw: tuple[Index, ...]
+    levelled: tuple[Index, ...]
     unscaled: tuple[Index, ...]
 
 
@@ -82,19 +84,13 @@ def tail_indices(matrices: Sequence[Tensor], most: int = 200_000, resamples: int
     total = sum(matrix.numel() for matrix in matrices)
     zeros = total - sum(int(matrix.count_nonzero()) for matrix in matrices)
     rng = np.random.default_rng(seed)
-    raw, divided = [], []
+    samples: list[list[Tensor]] = [[], [], []]
     for matrix in matrices:
-        sample = random_entries(matrix.numel(), math.ceil(matrix.numel() * min(1.0, most / total)), rng)
-        raw.append(matrix.flatten()[sample].double())
-        divided.append(unscaled(matrix).flatten()[sample].double())
-    sampled = sum(len(sample) for sample in raw)
-    return Tails(
-        total,
-        zeros,
-        sampled,
-        scale_shares(matrices),
-        *(indices(torch.cat(sample), resamples, seed) for sample in (raw, divided)),
-    )
+        drawn = random_entries(matrix.numel(), math.ceil(matrix.numel() * min(1.0, most / total)), rng)
+        for sample, made in zip(samples, (torch.Tensor.detach, levelled, unscaled), strict=True):
+            sample.append(made(matrix).flatten()[drawn].double())
+    found = [indices(torch.cat(sample), resamples, seed) for sample in samples]
+    return Tails(total, zeros, sum(map(len, samples[0])), scale_shares(matrices), *found)
 
 
 def indices(x: Tensor, resamples: int, seed: int) -> tuple[Index, ...]:
@@ -389,12 +385,28 @@ def half_mean(differences: Array, otherwise: float) -> float:
     return float(differences[0] / differences[1] / 2) if differences[1] else otherwise
 
 
+def levelled(matrix: Tensor) -> Tensor:
+    """The matrix after dividing its rows and columns by their geometric means, of the entries that are not 0; (R, C).
+
+    By exp(a) where a is the mean log|x| of the row, less that of all, plus that of the column. What remains is e of
+    `scale_shares`; of a matrix with zeros nearly. Unlike a mean square, a mean of logarithms hardly notices a tail. A
+    line of one entry has no mean of its own.
+    """
+    x_RC = torch.atleast_2d(matrix.detach())
+    x_RC = x_RC.float() if x_RC.dtype in (torch.bfloat16, torch.float16) else x_RC
+    (n_R, row_R, _), (n_C, column_C, _) = (torch.from_numpy(sums).to(x_RC.device) for sums in log_sums(x_RC))
+    mean = row_R.sum() / n_R.sum().clamp(min=1)
+    row_R = torch.where(n_R > 1, row_R / n_R.clamp(min=1), mean)
+    column_C = torch.where(n_C > 1, column_C / n_C.clamp(min=1), mean)
+    return x_RC * (mean - row_R).exp().to(x_RC)[:, None] * (-column_C).exp().to(x_RC)
+
+
 def unscaled(matrix: Tensor) -> Tensor:
     """The matrix after dividing rows and columns by their root mean squares in turn, until both are 1; (R, C).
 
     Lines that are all zero stay and are left out of the mean squares; a line of one entry is divided by nothing. No
-    entry comes out above sqrt(R) or sqrt(C): of a law of alpha below 2, whose mean square is its largest entries, much
-    of the tail goes with the scales.
+    entry comes out above sqrt(R) or sqrt(C), and a line's largest entries are in what it is divided by: much of a tail
+    goes with the scales, at these sizes up to an alpha of 3 or more.
     """
     x_RC = torch.atleast_2d(matrix.detach())
     x_RC = x_RC.float() if x_RC.dtype in (torch.bfloat16, torch.float16) else x_RC

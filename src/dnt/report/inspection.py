@@ -65,10 +65,10 @@ class Inspection:
         """Of each role, for a terminal."""
         columns = {"share of norm²": "norm_share", "RMS": "rms", "largest / median": "max_to_median"}
         columns |= {"norm² in the top 1%": "top_share", "kurtosis": "kurtosis", "zeros": "zero_share"}
-        found = Table("gradient of", *columns, "Hill index", "the same, unscaled")
+        found = Table("gradient of", *columns, "Hill index", "the same, levelled")
         for row in self.tables["gradients"]:
             if row["level"] != "part":
-                indices = [index_of(self.tables["tails"], row["name"], "hill", how) for how in ("raw", "unscaled")]
+                indices = [index_of(self.tables["tails"], row["name"], "hill", how) for how in ("raw", "levelled")]
                 found.add_row(
                     called(row["name"]), *(short(row[key]) for key in columns.values()), *map(interval, indices)
                 )
@@ -137,7 +137,7 @@ def carriers(rows: Rows) -> Iterator[str]:
 
 def tail(tables: dict[str, Rows]) -> Iterator[str]:
     """How heavy the tail of the blocks' matrices is, and whether unequal scales make it."""
-    raw, divided = (index_of(tables["tails"], "blocks", "hill", how) for how in ("raw", "unscaled"))
+    raw, divided = (index_of(tables["tails"], "blocks", "hill", how) for how in ("raw", "levelled"))
     if not raw or not divided:
         return
     verdict = "whether unequal scales make the tail heavier is not clear, since the intervals overlap"
@@ -148,7 +148,7 @@ def tail(tables: dict[str, Rows]) -> Iterator[str]:
     shares = next(row for row in tables["shares"] if row["name"] == "blocks")
     yield (
         f"The blocks' matrices together have a tail index (Hill) of {interval(raw)}, and of {interval(divided)} once "
-        f"rows and columns of each are divided by their RMS: {verdict}. Of the variance of log|g|, "
+        f"rows and columns of each are divided by their geometric means: {verdict}. Of the variance of log|g|, "
         f"{shares['parameters']:.0%} lies between matrices, {shares['rows']:.0%} between rows, {shares['columns']:.0%} "
         f"between columns, {shares['entries']:.0%} within."
     )
@@ -230,7 +230,7 @@ def figures(inspection: Inspection) -> Iterator[tuple[str, str, go.Figure]]:
         yield (
             "Tail indices",
             "alpha of P(|g| > t) ~ t^-alpha with 95% intervals; smaller is heavier. Hollow: rows, columns divided by "
-            "RMS.",
+            "their geometric means.",
             tail_indices(tables["tails"]),
         )
     if tables["jacobians"]:
@@ -319,7 +319,7 @@ def colors(count: int) -> list[str]:
 def tail_indices(rows: Rows) -> go.Figure:
     figure = styled("", "tail index", boxmode="group")
     for i, index in enumerate(dict.fromkeys(row["index"] for row in rows)):
-        for how in ("raw", "unscaled"):
+        for how in ("raw", "levelled"):
             found = [r for r in rows if (r["index"], r["how"]) == (index, how) and isfinite(r["value"])]
             bars: dict[str, Any] = {
                 "array": [max(0.0, min(r["high"], 50) - r["value"]) for r in found],
