@@ -67,8 +67,8 @@ def statistics(run: dnt.Run) -> dict[str, float]:
         if row["name"] == "blocks":
             found[f"{row['index']}, {row['how']}"] = row["value"]
     shares = next(row for row in tables["shares"] if row["name"] == "blocks")
-    found |= {f"variance of log|g| between {name}": shares[name] for name in ("parameters", "rows", "columns")}
     found["variance of log|g|"] = shares["variance"]
+    found |= {f"share of it between {name}": shares[name] for name in ("parameters", "rows", "columns")}
     end = next(row for row in tables["jacobians"] if row["what"] == "end to end")
     found |= {"end to end: largest singular value": end["largest"], "end to end: log-spread": end["log_spread"]}
     found["end to end: effective rank"] = end["effective_rank"]
@@ -125,8 +125,11 @@ def main() -> None:
             }
         )
     gaps = [cell["gap"] for cell in cells]
+    assert all(map(isfinite, gaps)), "AdamW diverged at its best rate"
     columns = {name: [cell["statistics"][name] for cell in cells] for name in cells[0]["statistics"]}
     tests = {name: correlation(values, gaps) for name, values in columns.items() if all(map(isfinite, values))}
+    if left_out := sorted(columns.keys() - tests.keys()):
+        print(f"not tested, since not finite in some cell: {', '.join(left_out)}")
     corrected = holm({name: p for name, (_, p) in tests.items() if name != STATISTIC})
     for cell in cells:
         test = cell["test"]
@@ -141,7 +144,9 @@ def main() -> None:
         {"statistic": name, "spearman": rho, "p": p, "p_holm": corrected.get(name), "registered": name == STATISTIC}
         for name, (rho, p) in tests.items()
     ]
-    write_json(arguments.out, {"step": MOMENT, "seeds": arguments.seeds, "cells": cells, "tests": rows})
+    write_json(
+        arguments.out, {"step": MOMENT, "seeds": arguments.seeds, "cells": cells, "tests": rows, "left_out": left_out}
+    )
 
 
 if __name__ == "__main__":

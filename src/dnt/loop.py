@@ -35,7 +35,12 @@ from dnt.weights import write_weights
 LOG_EVERY = 10  # steps
 CALIBRATION = 4  # batches
 HELD_TOKENS = 4096  # of the batch whose gradient is looked at: little, since it is computed in float32
-IN_TRAINING: dict[str, Any] = {"exact": 1024, "entries": 50_000, "brief": True}  # of a diagnosis: what keeps it short
+IN_TRAINING: dict[str, Any] = {
+    "exact": 1024,
+    "entries": 20_000,
+    "resamples": 50,
+    "brief": True,
+}  # of a diagnosis: what keeps it short
 
 
 class Objective(nn.Module):

@@ -54,7 +54,8 @@ def diagnose(
     The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of
     whose gradients the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most
     `exact` inputs all singular values can be had; where those are fewer than FEWEST, the largest singular_values alone.
-    entries: that tails are estimated from. resamples: of their intervals. brief: without lists of singular values. show: is told of each table before it is made.
+    entries: that tails are estimated from. resamples: of their intervals. brief: without lists of singular values.
+    show: is told of each table before it is made.
     """
     batches = list(batches)
     if not batches:
