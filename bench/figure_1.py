@@ -26,7 +26,7 @@ DIGITS = ["--data", "digits", "--model", "vit-tiny", "--depth", "4", "--dim", "6
 DIGITS += ["--steps", "300", "--warmup", "30"]
 TASKS: dict[str, tuple[list[str], int, dict[str, tuple[float, float]]]] = {  # options, steps; lr and lr x wd
     "Shakespeare, GPT": (TEXT, 500, {"pre-ln": (0.3, 1e-4), "dnt": (0.1, 1e-3)}),
-    "digits, ViT": (DIGITS, 300, {"pre-ln": (0.3, 0.0), "dnt": (0.1, 0.0)}),
+    "digits, ViT": (DIGITS, 300, {"pre-ln": (0.3, 0.0), "dnt": (0.1, 1e-4)}),
 }
 NAMES = {"pre-ln": "S1, pre-LN", "dnt": "S5, DNT"}
 WHEN = {"start": 0.0, "middle": 0.5, "end": 1.0}
@@ -114,7 +114,7 @@ def main() -> None:
                 print(
                     f"{task:18} {NAMES[placement]:12} {when:7} median {of['median']:.1e}  RMS {of['rms']:.1e}  99.9% / "
                     f"median {of['99.9% / median']:6.0f}  norm² in the top 1% {of['top_share']:.0%}  "
-                    f"Hill {hill[0]:.2f} [{hill[1]:.2f}, {hill[2]:.2f}]"
+                    f"Hill of the blocks' matrices {hill[0]:.2f} [{hill[1]:.2f}, {hill[2]:.2f}]"
                 )
     write_json(arguments.out, found)
     figure(found).write_html(arguments.runs / "figure-1.html")

@@ -73,7 +73,7 @@ def inspect(what: tyro.conf.Positional[str], settings: InspectSettings) -> None:
     result = import_module("dnt.inspection").inspect_model(what, settings)
     console().print(result.table())
     if settings.statements:
-        console().print(result.statements())
+        console().print(result.statements_table())
     for finding in result.findings():
         print(f"- {finding}")
     print(f"page: {result.page}")

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dnt import __version__
 from dnt.analysis.diagnosis import diagnose
-from dnt.experiments.statements import statements, summary
+from dnt.analysis.spectra import effective_step
+from dnt.experiments.statements import Change, statements, summary
 from dnt.machine import describe_machine
 from dnt.nn.calibrate import matrices
 from dnt.report.inspection import Inspection, Rows
 from dnt.runs import Run
 from dnt.settings import InspectSettings
-from dnt.subjects import Subject, find_subject
+from dnt.subjects import DEVICE, Subject, find_subject
 
 
 def inspect_model(what: str | Path, settings: InspectSettings | None = None, **options: Any) -> Inspection:
@@ -32,7 +33,7 @@ def inspect_model(what: str | Path, settings: InspectSettings | None = None, **o
     settings.check()
     started = time.perf_counter()
     found = find_subject(str(what), settings)
-    batches = list(found.batches)
+    batches = [tuple(part.to(DEVICE) if isinstance(part, Tensor) else part for part in b) for b in found.batches]
     with Console(stderr=True).status("") as status:
         tables = measured(found, batches, settings, lambda name: status.update(f"{found.name}: {name}"))
     inspection = Inspection(
@@ -41,6 +42,7 @@ def inspect_model(what: str | Path, settings: InspectSettings | None = None, **o
         tables=tables,
         folder=Path(settings.out) if settings.out else folder_of(found),
         along=found.run.rows("diagnosis") if found.run else [],
+        statements=summary([Change(**row) for row in tables.get("statements", [])]),
     )
     inspection.write()
     return inspection
@@ -64,17 +66,21 @@ def measured(
         add_effective_steps(tables["weights"], found.model, found.run)
     if settings.statements:
         show("statements")
-        tables["statements"] = summary(statements())
+        tables["statements"] = [asdict(change) for change in statements()]
     return tables
 
 
 def add_effective_steps(rows: Rows, model: Any, run: Run) -> None:
-    """lr / ||W||^2, at the peak rate, of the matrices that are blind to their scale (dnt.nn.calibrate); in place."""
-    lr = run.config["optimizer"]["groups"][0]["lr"]
-    blind = {(int(m.name.split(".")[1]), m.name.rsplit(".", 1)[1]) for m in matrices(model) if m.blind}
+    """Of a run under mSGDW: lr / ||W||^2, at the peak rate, of the matrices that are blind to their scale; in place."""
+    optimizer = run.config["optimizer"]
+    lr = optimizer["groups"][0]["lr"]  # of all matrices of the blocks
+    blind = [m for m in matrices(model) if m.blind] if optimizer["class"] in ("MSGDW", "SGD") else []
+    steps = {
+        (int(m.name.split(".")[1]), m.name.rsplit(".", 1)[1]): effective_step(lr, m.weight.of(m.weight.parameter))
+        for m in blind
+    }
     for row in rows:
-        hidden = (row["layer"], row["role"]) in blind
-        row["effective_step"] = lr / row["norm"] ** 2 if hidden and row["norm"] else None
+        row["effective_step"] = steps.get((row["layer"], row["role"]))
 
 
 def folder_of(found: Subject) -> Path:

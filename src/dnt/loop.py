@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any, NoReturn
 
 import torch
+from scipy.sparse.linalg import ArpackError
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
@@ -174,6 +175,10 @@ class Loop:
         if self.fabric.is_global_zero:
             self.run.end_checkpoint(self.step)
 
+    def weights(self) -> dict[str, Tensor]:
+        """A copy."""
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
     def check_weights(self) -> None:
         """The last loss was finite, but the update after it may have broken the weights."""
         finite = all(bool(local(p).isfinite().all()) for p in self.model.parameters())
@@ -196,14 +201,14 @@ class Loop:
         with closing(ahead(self.remaining())) as self.batches:
             while self.step < steps:
                 due = self.settings.diagnose_every and (self.step + 1) % self.settings.diagnose_every == 0
-                before = {name: p.detach().clone() for name, p in self.model.named_parameters()} if due else None
+                before = self.weights() if due and self.fabric.is_global_zero else None
                 self.train_step()
                 stop = self.any_asks(stopping()) and self.step < steps
                 evaluate = self.step % self.settings.eval_every == 0 and self.step < steps
                 checkpoint = self.step % self.settings.checkpoint_every == 0 or self.step == steps or stop
                 if self.step % LOG_EVERY == 0 or evaluate or checkpoint or due:
                     show(self.step, *self.log_recent())
-                if before:
+                if due:
                     self.check_weights()
                     self.diagnose(before)
                 if evaluate:
@@ -412,12 +417,16 @@ class Loop:
         started = time.perf_counter()
         devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         self.model.eval()
-        with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-            tables = diagnose(
-                self.wide_model(), [self.held_batch()], lambda model, x, y: model.loss(x, y), **IN_TRAINING
-            )
-        self.model.train()
-        tables["steps"] = step_rows(self.model, before) if before else []
+        batch = self.held_batch()
+        try:
+            with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+                tables = diagnose(self.wide_model(), [batch], lambda model, x, y: model.loss(x, y), **IN_TRAINING)
+                tables["steps"] = step_rows(self.model, before) if before else []
+        except (ValueError, ArpackError) as error:  # of a gradient that is not finite, say: the training shall go on
+            self.record({"event": "undiagnosed", "step": self.step, "what": str(error)})
+            return
+        finally:
+            self.model.train()
         seconds = time.perf_counter() - started
         self.record({"event": "diagnosis", "step": self.step, "seconds": seconds, "tables": tables})
 

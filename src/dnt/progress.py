@@ -37,7 +37,8 @@ def describe_steps(steps: dict[str, float]) -> str:
 
 def describe_diagnoses(run: Run, steps: int, every: int) -> str:
     """What diagnoses cost, in one line, from the first of them."""
-    seconds = run.rows("diagnosis")[0]["seconds"]
+    rows = run.rows("diagnosis")
+    seconds = rows[0]["seconds"] if rows else 0.0
     count = 1 + steps // every
     return f"a diagnosis takes {seconds:.1f} s here; {count} of them, about {count * seconds:,.0f} s"
 

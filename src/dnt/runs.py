@@ -2,7 +2,7 @@
 
     config.json         what was asked for and what was found: settings, model, data, optimizer, machine
     log.jsonl           one JSON object a line; "event" is train, evaluation, gradients, calibration,
-                        relative_steps, diagnosis, deciles, end or diverged
+                        relative_steps, diagnosis, undiagnosed, deciles, end or diverged
     model.safetensors   the weights at the last checkpoint: what load and sample read
     tokenizer.json      of text: how to turn it into the model's tokens and back
     checkpoint/         private resume state (dnt.checkpoints), a folder step-STEP; only --resume opens it

@@ -31,6 +31,7 @@ from dnt.weights import load
 MOST_TOKENS = 256  # of a sequence, if not asked for otherwise
 IMAGE_SIZE = 224  # where transformers does not say
 RANDOM = "random"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def find_subject(what: str, settings: InspectSettings) -> Subject:
             raise ValueError(f"--{name.replace('_', '-')} says nothing to {kind}; drop it.")
     torch.manual_seed(settings.seed)
     found = make(what, settings)
-    found.model.eval()
+    found.model.to(DEVICE).eval()
     return found
 
 
@@ -101,7 +102,7 @@ def of_run(what: str, settings: InspectSettings) -> Subject:
     except ValueError:
         made_by = "dnt.fit" if run.log else "dnt.save"
         raise ValueError(
-            f"{what} was made by {made_by} and does not say how to read data; inspect it from Python."
+            f"{what} was made by {made_by} and does not say how to read data; give MODULE:FUNCTION that does."
         ) from None
     data, config = data_and_config(replace(stored, data=settings.data or stored.data), progress=False)
     check_readable(run, model, data, config)
@@ -120,21 +121,22 @@ def check_readable(run: Run, model: GPT | ViT, data: Any, config: GPTConfig | Vi
 def of_size(what: str, settings: InspectSettings) -> Subject:
     """At its start, with the vocabulary or classes of the data if there are any."""
     placement = settings.placement or GPTConfig.placement
+    name = f"{what} {placement}"
     if what in VIT_SIZES:
         if settings.data is None:
             model: GPT | ViT = vit(what, placement=placement)
-            return Subject(what, model, random_batches(model.config, settings), dnt_loss, RANDOM)
+            return Subject(name, model, random_batches(model.config, settings), dnt_loss, RANDOM)
         images = prepare_images(settings.data, None)
         shape = {"classes": images.classes, "channels": images.channels, "image_size": images.image_size}
         model = vit(what, placement=placement, **shape)
-        return Subject(what, model, list(held_out(images, settings)), dnt_loss, settings.data)
+        return Subject(name, model, list(held_out(images, settings)), dnt_loss, settings.data)
     context = settings.context or min(MOST_TOKENS, GPT_SIZES[what].context)
     if settings.data is None:
         model = gpt(what, placement=placement, context=context)
-        return Subject(what, model, random_batches(model.config, settings), dnt_loss, RANDOM)
+        return Subject(name, model, random_batches(model.config, settings), dnt_loss, RANDOM)
     text = prepare(settings.data, settings.tokenizer, context, column=settings.column)
     model = gpt(what, placement=placement, context=context, vocab_size=text.vocab_size)
-    return Subject(what, model, list(held_out(text, settings)), dnt_loss, settings.data)
+    return Subject(name, model, list(held_out(text, settings)), dnt_loss, settings.data)
 
 
 def random_batches(config: GPTConfig | ViTConfig, settings: InspectSettings) -> list[Sequence[Tensor]]:
@@ -195,8 +197,13 @@ def of_folder(what: str, settings: InspectSettings) -> Subject:
             f"{transformers.__version__}; load it in a function and give MODULE:FUNCTION."
         )
     try:
-        model = cls.from_pretrained(what, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        safe: Any = {
+            "use_safetensors": True,
+            "trust_remote_code": False,
+            "attn_implementation": "sdpa",
+        }  # none of a hub
+        model = cls.from_pretrained(what, dtype=torch.float32, **safe)
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{what}: {str(error).splitlines()[0]}") from None
     if name.endswith("ForImageClassification"):
         c = model.config

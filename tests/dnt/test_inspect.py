@@ -144,7 +144,7 @@ def test_a_saved_model_reads_random_tokens_that_the_seed_fixes(workplace, capfd)
 
 def test_a_named_size_is_measured_at_its_start(workplace, capfd):
     inspect(capfd, "gpt-tiny", "--placement", "s3", "--context", "8", "--no-jacobians", "--batch-size", "1")
-    page = self_contained(Path("inspections/gpt-tiny/index.html"))
+    page = self_contained(Path("inspections/gpt-tiny-dnt/index.html"))
     assert "Singular values of each block" not in page and "Weights" in page and "placement: s3" in page
 
 
@@ -274,12 +274,12 @@ def test_findings_name_the_norm_that_would_hide_what_the_loss_sees(tmp_path):
     scales += [scale_row("W_v, W_o", "MidNorm", NOTICED / 2), scale_row("W_1, W_2", "MidNorm", 0.0)]
     *_, seen, edge, hidden = hand_made(tmp_path, scales=scales).findings()
     assert seen == (
-        "The loss sees the scale of W_q, W_k: it changes by 0.002 nats at a factor of 2. QKNorm would hide it."
+        "The loss sees the scale of W_q, W_k: it changes by 0.002 nats at a factor of 2. QKNorm is what hides it."
     )
     ffn = [scale_row("W_1, W_2", "MidNorm after the feed-forward", 1.0)]
     said = hand_made(tmp_path, scales=ffn).findings()[-1]  # a model with gelu may have it, and see the scale of W_1
     assert said.endswith("MidNorm after the feed-forward hides that of W_2, and that of W_1 if the activation is relu.")
-    assert "scale of x_0" in edge and "InputNorm would hide it" in edge
+    assert "scale of x_0" in edge and "InputNorm is what hides it" in edge
     assert hidden.startswith("The loss hardly sees the scale of W_v, W_o; W_1, W_2 (less than 0.001 nats)")
 
 
@@ -382,7 +382,7 @@ def test_what_does_not_fit_a_run_is_named(run, capfd):
     model = tiny_model()
     dnt.save(model, "saved")
     line = complaint(capfd, "inspect", "saved", "--data", "words.txt")
-    assert "saved was made by dnt.save and does not say how to read data; inspect it from Python." in line
+    assert "saved was made by dnt.save and does not say how to read data; give MODULE:FUNCTION that does." in line
     (run / "model.safetensors").unlink()
     assert "run has no model.safetensors yet" in complaint(capfd, "inspect", "run")
 

@@ -159,8 +159,8 @@ class ResidualNorm:
 def residual_norms(model: nn.Module, run: Callable[[], Any]) -> list[ResidualNorm]:
     """By depth, while run() does a forward pass; in evaluation mode. [] if the model has no known blocks.
 
-    If x_{l+1} = x_0 + sum of branches nearly orthogonal to each other, the squares of the means add up, and of_x_0 is
-    the share of x_0 in what every later norm divides by (statement 1 of arXiv 2507.17501).
+    If x_{l+1} = x_0 + sum of branches nearly orthogonal to each other, the squares of a token's norms add
+    up, and of_x_0 is the share of x_0 in what every later norm divides by (statement 1 of arXiv 2507.17501).
     """
     rows: list[ResidualNorm] = []
     first: list[Tensor] = []

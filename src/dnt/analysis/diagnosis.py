@@ -12,6 +12,7 @@ attention   the entropy of every head
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from dnt.analysis.spectra import step_sizes, weight_spectra
 from dnt.analysis.tails import ENOUGH, alpha_stable, tail_indices
 
 BLOCKS = "blocks"  # the matrices of all blocks together
-LISTS = ("singular_values", "heads")
+LISTS = ("singular_values", "heads")  # and the histograms of single parts
 FEWEST = 8  # tokens, over which a Jacobian says something of attention
 
 Rows = list[dict[str, Any]]
@@ -51,10 +52,12 @@ def diagnose(
 ) -> dict[str, Rows]:
     """The tables, by name, of a model in evaluation mode; loss_fn(model, *batch) -> scalar.
 
-    The gradient is that of the mean loss over the batches, all else is of the first. noise: 64 or more batches, of
+    The gradient is that of the mean loss over the batches, all else is of the first. A model without one residual
+    stream through all of its blocks has no scales, Jacobians or stream. noise: 64 or more batches, of
     whose gradients the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most
     `exact` inputs all singular values can be had; where those are fewer than FEWEST, the largest singular_values alone.
-    entries: that tails are estimated from. resamples: of their intervals. brief: without lists of singular values.
+    entries: that tails are estimated from. resamples: of their intervals. brief: without lists of singular values, and
+    without histograms of single parts.
     show: is told of each table before it is made.
     """
     batches = list(batches)
@@ -68,16 +71,19 @@ def diagnose(
         with torch.no_grad():
             return loss_fn(model, *batch)
 
+    flat = has_one_stream(model, run)
     tables: dict[str, Rows] = {"gradients": gradient_rows(stats_of(model, loss, gradients))}
     show("tails")
     tables |= tail_rows(model, gradients, entries, resamples)
     del gradients
     others: dict[str, Callable[[], Rows]] = {
         "noise": lambda: noise_rows(model, noise, loss_fn) if noise else [],
-        "scales": lambda: scale_dependence(model, first, loss_fn),
-        "jacobians": lambda: jacobian_rows(model, run, first, tokens, singular_values, exact) if jacobians else [],
+        "scales": lambda: scale_dependence(model, first, loss_fn) if flat else [],
+        "jacobians": lambda: (
+            jacobian_rows(model, run, first, tokens, singular_values, exact) if jacobians and flat else []
+        ),
         "weights": lambda: weight_rows(model),
-        "stream": lambda: [asdict(row) for row in residual_norms(model, run)],
+        "stream": lambda: [asdict(row) for row in residual_norms(model, run)] if flat else [],
         "attention": lambda: [asdict(row) for row in attention_entropies(model, run)],
     }
     for name, make in others.items():
@@ -88,6 +94,15 @@ def diagnose(
     return tables
 
 
+def has_one_stream(model: nn.Module, run: Callable[[], Any]) -> bool:
+    """Whether one (B, T, D) passes all of its blocks: not in convolutional nets, nor in those of several stages."""
+    stack = [block for _, block in blocks(model)]
+    calls = captured(stack, run)
+    streams = [next(iter((*args, *kwargs.values())), None) for args, kwargs in calls.values()]
+    shapes = {tuple(x.shape) if isinstance(x, Tensor) else () for x in streams}
+    return bool(stack) and len(calls) == len(stack) and len(shapes) == 1 and len(shapes.pop()) == 3
+
+
 def gradient_rows(stats: GradientStats) -> Rows:
     levels = {"part": stats.parts, "role": stats.roles, BLOCKS: {BLOCKS: stats.blocks}, "all": {"all": stats.total}}
     whole = square_sum(stats.total)
@@ -95,7 +110,7 @@ def gradient_rows(stats: GradientStats) -> Rows:
         {"level": level, "name": name}
         | asdict(entries)
         | {
-            "histogram": [] if level == "part" else list(entries.histogram),
+            "histogram": list(entries.histogram),
             "lowest_decade": LOWEST,
             "bins_per_decade": PER_DECADE,
             "zero_share": entries.zeros / entries.count if entries.count else 0.0,
@@ -139,7 +154,11 @@ def noise_rows(model: nn.Module, batches: Sequence[Sequence[Any]], loss_fn: Call
     for part in parts(model):
         if samples[part.name].shape[1]:
             by_role.setdefault(part.role, []).append(samples[part.name])
-    return [{"role": role} | asdict(alpha_stable(torch.cat(noises, dim=1))) for role, noises in by_role.items()]
+    rows: Rows = []
+    for role, noises in by_role.items():
+        with suppress(ValueError):  # of a role that hardly ever moves
+            rows.append({"role": role} | asdict(alpha_stable(torch.cat(noises, dim=1))))
+    return rows
 
 
 def jacobian_rows(
@@ -190,4 +209,5 @@ def step_rows(model: nn.Module, before: Mapping[str, Tensor]) -> Rows:
 
 
 def without_lists(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in LISTS}
+    left_out = (*LISTS, "histogram") if row.get("level") == "part" else LISTS
+    return {name: value for name, value in row.items() if name not in left_out}

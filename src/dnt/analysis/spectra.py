@@ -80,7 +80,7 @@ def query_key_spectrum(q: Part, k: Part, heads: int | None) -> Spectrum:
     q_HKD, k_GKD = W_q.unflatten(0, (-1, width)), W_k.unflatten(0, (-1, width))
     k_HKD = k_GKD.repeat_interleave(len(q_HKD) // len(k_GKD), dim=0)
     s = all_singular_values((q_HKD.flatten(0, 1).T @ k_HKD.flatten(0, 1)).float())
-    name = q.name.replace("[q]", "[qk]")
+    name = q.name.removesuffix("[q]") + "[qk]"
     by_head = product_norms(q_HKD, k_HKD) if heads else []
     return Spectrum(name, "qk", q.layer, float(s.double().norm()), spread_of(s), s, tuple(by_head))
 

@@ -28,7 +28,7 @@ MATRICES = {  # of the last block
     "W_q, W_k": ("attn.q", "attn.k"),
 }
 THINGS = ("x_0", "columns of X", *MATRICES)
-SMALL = GPTConfig(vocab_size=64, context=8, depth=2, dim=32, heads=4, norm_eps=0.0)
+SMALL = GPTConfig(vocab_size=64, context=8, depth=2, dim=32, heads=4, norm_eps=0.0, activation="relu")
 AS_WIDE_AS = 768  # GPT-2 small: sigma_1 of a random matrix grows as the root of its width
 COMPARED = 0.01  # of the largest: smaller singular values are not
 ZERO = 1e-8  # of the largest: smaller ones may be rounding
@@ -64,8 +64,9 @@ def statements(
     x_0: the map e -> blocks(InputNorm(s e)), where e is the sum of embedding and position. columns of X: the map from
     the residual stream X to the attention branch N(f(N(X diag(s^u)))) of the last block, u random, -1 or 1 for each
     token. Two matrices, each times s: the map from the stream to their branch. The Jacobian is taken where random
-    tokens lead, at the same point for every s. With eps = 0 what is hidden is hidden exactly. The matrices of the
-    blocks have the norms of those of a fresh GPT-2 small; trained ones are larger.
+    tokens lead, at the same point for every s. With eps = 0 what is hidden is hidden exactly. W_q, W_k, W_v and
+    W_1 have about the largest singular value of those of a fresh GPT-2 small; trained ones are larger. With ReLU all
+    that MidNorm is said to hide is hidden; config.activation "gelu" says how much of it is not then.
     """
     return [change for placement in placements for change in changes(placement, factors, config, seed)]
 

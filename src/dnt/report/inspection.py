@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, log, log10
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import plotly.graph_objects as go
@@ -25,6 +26,13 @@ READING = (  # a cell of the statements (dnt.experiments.statements)
     "The largest |ln ratio| of a singular value over all factors s, 0 where the scale is not seen; in brackets where "
     "the largest has doubled or halved, on the way down and on the way up from s = 1."
 )
+TABLES = {  # that an inspection may write
+    f"{name}.parquet"
+    for name in (
+        *("gradients", "tails", "shares", "noise", "scales", "jacobians", "weights", "stream", "attention"),
+        "statements",
+    )
+}
 NOTICED = 1e-3  # nats: a smaller change of the loss is what eps and rounding make of a scale that is hidden
 PARTLY = {"MidNorm after the feed-forward": "hides that of W_2, and that of W_1 if the activation is relu"}
 HEAT = {  # of each layer and role
@@ -40,6 +48,7 @@ class Inspection:
     """Tables of what was measured of one model (dnt.analysis.diagnosis), and where its page lies.
 
     facts: what was looked at, in words. along: the tables of each diagnosis in a training, with their steps.
+    statements: what each placement hides, in words.
     """
 
     name: str
@@ -47,6 +56,7 @@ class Inspection:
     tables: dict[str, Rows]
     folder: Path
     along: Rows = field(default_factory=list)
+    statements: Rows = field(default_factory=list)
 
     @property
     def page(self) -> Path:
@@ -57,6 +67,7 @@ class Inspection:
         return [
             *carriers(self.tables["gradients"]),
             *tail(self.tables),
+            *noisy(self.tables["noise"]),
             *hidden(self.tables["scales"]),
             *depth(self.tables),
         ]
@@ -74,21 +85,30 @@ class Inspection:
                 )
         return found
 
-    def statements(self) -> Table:
-        """What each placement hides, for a terminal."""
-        rows = self.tables["statements"]
-        found = Table(*rows[0], caption=READING, caption_justify="left")
-        for row in rows:
+    def statements_table(self) -> Table:
+        """For a terminal."""
+        found = Table(*self.statements[0], caption=READING, caption_justify="left")
+        for row in self.statements:
             found.add_row(*row.values())
         return found
+
+    def files(self) -> dict[str, Rows]:
+        """The tables by file; those of the diagnoses in a training together, with the step of each row."""
+        found = dict(self.tables)
+        for diagnosis in self.along:
+            for name, rows in diagnosis["tables"].items():
+                found.setdefault(f"along-{name}", []).extend({"step": diagnosis["step"]} | row for row in rows)
+        return {f"{name}.parquet": rows for name, rows in found.items() if rows}
 
     def write(self) -> None:
         """A parquet file for each table, and the page."""
         parquet, arrow = extra("pyarrow.parquet"), extra("pyarrow")
-        for name, rows in self.tables.items():
-            if rows:
-                with atomic_write(self.folder / f"{name}.parquet") as file:
-                    parquet.write_table(arrow.Table.from_pylist(rows), file)
+        files = self.files()
+        for name, rows in files.items():
+            with atomic_write(self.folder / name) as file:
+                parquet.write_table(arrow.Table.from_pylist(rows), file)
+        for name in TABLES - files.keys():  # of an earlier inspection
+            (self.folder / name).unlink(missing_ok=True)
         template = Environment(
             loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined
         ).get_template("inspection.html")
@@ -97,14 +117,14 @@ class Inspection:
             facts=self.facts,
             findings=self.findings(),
             scales=self.tables["scales"],
-            statements=self.tables.get("statements", []),
+            statements=self.statements,
             reading=READING,
             short=short,
             figures=[
                 (heading, note, Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=FIGURE)))
                 for heading, note, figure in figures(self)
             ],
-            files=[f"{name}.parquet" for name, rows in self.tables.items() if rows],
+            files=list(files),
             plotly=Markup(get_plotlyjs()),
         )  # fmt: skip
         with atomic_write(self.page) as file:
@@ -154,13 +174,24 @@ def tail(tables: dict[str, Rows]) -> Iterator[str]:
     )
 
 
+def noisy(rows: Rows) -> Iterator[str]:
+    """How heavy-tailed the gradient's noise is from batch to batch."""
+    if rows:
+        heaviest = min(rows, key=lambda row: row["value"])
+        listed = ", ".join(f"{called(row['role'])} {row['value']:.2f}" for row in rows)
+        yield (
+            f"The noise of the gradient has an alpha-stable index of {interval(heaviest)} in "
+            f"{called(heaviest['role'])}, where it is heaviest (2 is a normal law): {listed}."
+        )
+
+
 def hidden(rows: Rows) -> Iterator[str]:
-    """Which position would remove which dependence."""
+    """Which position removes which dependence, where a model has a norm there (and none of the biases interferes)."""
     for row in rows:
-        if row["change"] >= NOTICED:
+        if not row["change"] < NOTICED:  # nan too
             yield (
                 f"The loss sees the scale of {row['what']}: it changes by {short(row['change'])} nats at a factor of "
-                f"{row['factor']:g}. {row['norm']} {PARTLY.get(row['norm'], 'would hide it')}."
+                f"{row['factor']:g}. {row['norm']} {PARTLY.get(row['norm'], 'is what hides it')}."
             )
     if unseen := [row["what"] for row in rows if row["change"] < NOTICED]:
         yield (
@@ -304,7 +335,9 @@ def histograms(gradients: Rows, tails: Rows) -> go.Figure:
         figure.add_scatter(x=x, y=y, name=name, legendgroup=name, line={"color": color, "shape": "hvh"})
         if (index := index_of(tails, row["name"], "hill", "raw")) and index["threshold"]:
             start, alpha = log10(index["threshold"]), index["value"]
-            share = sum(v for u, v in zip(x, y, strict=True) if u >= start) / row["bins_per_decade"]
+            width = 1 / row["bins_per_decade"]
+            above = [min(1.0, (u - start) / width + 0.5) for u in x]  # the part of each bin that lies above
+            share = sum(v * part * width for part, v in zip(above, y, strict=True) if part > 0)
             ends = [start, max(x)]
             density = [share * alpha * log(10) * 10 ** (-alpha * (end - start)) for end in ends]
             dashed = {"color": color, "dash": "dash"}
@@ -424,15 +457,22 @@ def attention(rows: Rows) -> go.Figure:
 
 
 def along(diagnoses: Sequence[dict[str, Any]]) -> go.Figure:
-    """Hill's index, the top share, and the largest singular value end to end, by step."""
-    titles = ("tail index (Hill), raw", "norm² in the top 1%", "largest singular value, end to end")
+    """By step: Hill's index, the top share, sigma_1 of the Jacobian of all blocks, and of a step over its matrix's."""
+    titles = (
+        "tail index (Hill), raw",
+        "norm² in the top 1%",
+        "largest singular value, end to end",
+        "step / weight, σ₁",
+    )
     curves: dict[str, list[Any]] = {title: [] for title in titles}
     for diagnosis in diagnoses:
         tables = diagnosis["tables"]
         index = index_of(tables["tails"], "blocks", "hill", "raw")
         of_blocks = next((r for r in tables["gradients"] if r["name"] == "blocks"), None)
         end = next((r for r in tables["jacobians"] if r["what"] == "end to end"), None)
-        found = (index and index["value"], of_blocks and of_blocks["top_share"], end and end["largest"])
+        steps = [r["spectral"] for r in tables["steps"] if r["layer"] is not None]
+        step = median(steps) if steps else None
+        found = (index and index["value"], of_blocks and of_blocks["top_share"], end and end["largest"], step)
         for curve, value in zip(curves.values(), found, strict=True):
             curve.append(value)
     figure = make_subplots(1, len(curves), subplot_titles=list(curves))
