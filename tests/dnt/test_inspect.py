@@ -144,7 +144,7 @@ def test_a_saved_model_reads_random_tokens_that_the_seed_fixes(workplace, capfd)
 
 def test_a_named_size_is_measured_at_its_start(workplace, capfd):
     inspect(capfd, "gpt-tiny", "--placement", "s3", "--context", "8", "--no-jacobians", "--batch-size", "1")
-    page = self_contained(Path("inspections/gpt-tiny-dnt/index.html"))
+    page = self_contained(Path("inspections/gpt-tiny-s3/index.html"))
     assert "Singular values of each block" not in page and "Weights" in page and "placement: s3" in page
 
 
