@@ -4,7 +4,8 @@ python bench/memory.py --out bench/results/memory.json
 
 Two eager steps on random tokens; gradients are freed before a forward pass, those that are the momentum stand. On a
 CPU what is freed goes back to the system at once, so that the peak is of memory in use; dnt.fit keeps it for speed.
-What does not run here (a package is missing, the memory too small) is not measured, and says why.
+What does not run here (a package is missing, the memory too small) is not measured, and says why. What --out has of the
+same setting is not measured again.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 import dnt
 from dnt.experiments.alternate import alternate
 from dnt.extras import extra
+from dnt.files import write_json
 from dnt.interrupt import ProcessLost
 from dnt.machine import describe_machine, peak_memory_bytes
 from dnt.optim.groups import ends_and_rest
@@ -181,29 +183,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, help="the size's own if not given")
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
+    parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--out", type=Path, default=Path("bench/results/memory.json"))
     arguments = parser.parse_args()
     setting = Setting(arguments.size, arguments.batch, arguments.context, arguments.precision)
-    rows, shared = [], {}
+    asked = {"size": arguments.size, "precision": arguments.precision, "steps": STEPS}
+    asked |= {"batch": arguments.batch, "context": arguments.context}
+    found: dict[str, Any] = asked | {"rows": []}
+    if arguments.out.exists() and (before := json.loads(arguments.out.read_text())).items() >= asked.items():
+        found = before  # goes on
+    rows = found["rows"]
     print(f"{'':30} {'bytes a parameter':>24}   {'peak GB of a step':>24}")
     print(f"{'':30} {'state':>9} {'with gradients':>14}   {'':>12} {'recomputing':>11}")
-    for name in OPTIMIZERS:
+    for name in arguments.optimizers:
+        if name in [row["optimizer"] for row in rows]:
+            continue
         whole, recomputed = (measured(setting, name, recompute) for recompute in (False, True))
         if failed := whole.get("failed") or recomputed.get("failed"):
             rows.append({"optimizer": name, "not_measured": failed})
+            write_json(arguments.out, found)
             print(f"{name:30} not measured: {failed}", flush=True)
             continue
-        shared = {key: whole.pop(key) for key in ("parameters", "tokens", "machine")}
+        found |= {key: whole.pop(key) for key in ("parameters", "tokens", "machine")}
         row = {"optimizer": name, **whole, "peak_bytes_recomputing": recomputed["peak_bytes"]}
         rows.append(row)
+        write_json(arguments.out, found)
         print(
             f"{name:30} {row['state']:9.3f} {row['with_gradients']:14.3f}   "
             f"{row['peak_bytes'] / 1e9:12.2f} {row['peak_bytes_recomputing'] / 1e9:11.2f}",
             flush=True,
         )
-    found = {"size": arguments.size, "precision": arguments.precision, "steps": STEPS, **shared, "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
