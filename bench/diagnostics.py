@@ -13,14 +13,12 @@ import gc
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from memory import ENVIRONMENT, forget_peak
-from torch import Tensor
+from memory import ENVIRONMENT, Setting, forget_peak
 
 import dnt
 from dnt.analysis.jacobian import evaluating
@@ -28,27 +26,6 @@ from dnt.experiments.alternate import Measure, alternate
 from dnt.files import write_json
 from dnt.machine import describe_machine, peak_memory_bytes, wait
 from dnt.report.measured import paired_ratio
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a process measures. context: of the size itself if None. precision: 32, or bf16 by autocast."""
-
-    size: str
-    batch: int
-    context: int | None
-    precision: str
-
-    def loss(self, model: dnt.GPT, tokens_BT: Tensor) -> Tensor:
-        with torch.autocast(tokens_BT.device.type, torch.bfloat16, self.precision == "bf16"):
-            return model.loss(tokens_BT, tokens_BT)
-
-    def model(self, device: torch.device) -> tuple[dnt.GPT, Tensor]:
-        """And a batch of random tokens."""
-        with device:
-            model = dnt.gpt(self.size, placement="dnt")
-            tokens_BT = torch.randint(model.config.vocab_size, (self.batch, self.context or model.config.context))
-        return model, tokens_BT
 
 
 def training_step(setting: Setting, device: torch.device) -> Callable[[], Any]:

@@ -100,28 +100,34 @@ class Setting:
     context: int | None
     precision: str
 
-    def training(self, optimizer: str, recompute: bool, device: torch.device) -> "Training":
+    def model(self, device: torch.device) -> tuple[dnt.GPT, Tensor]:
+        """And a batch of random tokens."""
         with device:
             model = dnt.gpt(self.size, placement="dnt")
-            model.recompute = recompute
-            shape = (self.batch, self.context or model.config.context)
-            tokens = torch.randint(model.config.vocab_size, shape)
-        return Training(model, OPTIMIZERS[optimizer](model), tokens, self.precision == "bf16")
+            tokens_BT = torch.randint(model.config.vocab_size, (self.batch, self.context or model.config.context))
+        return model, tokens_BT
+
+    def loss(self, model: dnt.GPT, tokens_BT: Tensor) -> Tensor:
+        with torch.autocast(tokens_BT.device.type, torch.bfloat16, self.precision == "bf16"):
+            return model.loss(tokens_BT, tokens_BT)
+
+    def training(self, optimizer: str, recompute: bool, device: torch.device) -> "Training":
+        model, tokens_BT = self.model(device)
+        model.recompute = recompute
+        return Training(self, model, OPTIMIZERS[optimizer](model), tokens_BT)
 
 
 @dataclass
 class Training:
+    setting: Setting
     model: dnt.GPT
     optimizer: Any
     tokens_BT: Tensor
-    in_bf16: bool
     gradient_bytes: int = 0  # that stood when a step began
 
     def step(self) -> dict[str, float]:
         self.optimizer.zero_grad()
-        with torch.autocast(self.tokens_BT.device.type, torch.bfloat16, self.in_bf16):
-            loss = self.model.loss(self.tokens_BT, self.tokens_BT)
-        loss.backward()
+        self.setting.loss(self.model, self.tokens_BT).backward()
         self.gradient_bytes = held(p.grad for p in self.model.parameters() if p.grad is not None)
         self.optimizer.step()
         return {}

@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -424,6 +425,7 @@ class Loop:
                 tables["steps"] = step_rows(self.model, before) if before else []
         except (ValueError, ArpackError) as error:  # of a gradient that is not finite, say: the training shall go on
             self.record({"event": "undiagnosed", "step": self.step, "what": str(error)})
+            print(f"step {self.step} could not be diagnosed: {error}", file=sys.stderr, flush=True)
             return
         finally:
             self.model.train()

@@ -36,10 +36,11 @@ def describe_steps(steps: dict[str, float]) -> str:
 
 
 def describe_diagnoses(run: Run, steps: int, every: int) -> str:
-    """What diagnoses cost, in one line, from the first of them."""
+    """What diagnoses cost, in one line, from the first of them; nothing if it failed."""
     rows = run.rows("diagnosis")
-    seconds = rows[0]["seconds"] if rows else 0.0
-    count = 1 + steps // every
+    if not rows:
+        return ""
+    seconds, count = rows[0]["seconds"], 1 + steps // every
     return f"a diagnosis takes {seconds:.1f} s here; {count} of them, about {count * seconds:,.0f} s"
 
 

@@ -170,7 +170,7 @@ def fit(
                     said = [describe_steps(steps)] if steps else []
                     if settings.diagnose_every and show_here:
                         said.append(describe_diagnoses(run, settings.steps, settings.diagnose_every))
-                    for line in said if show_here else ():
+                    for line in filter(None, said if show_here else ()):
                         print(line, file=sys.stderr, flush=True)
                 loop.run_to_end(stopping, show)
         except torch.OutOfMemoryError as error:

@@ -169,6 +169,26 @@ def test_tails_are_those_of_the_gradients_of_a_role_in_all_layers():
     assert "blocks" in names and "gain" not in names, "80 entries have no tail to speak of"
 
 
+def test_noise_that_never_moves_says_so_and_too_few_batches_are_refused():
+    """Of a parameter with the same gradient in every batch, and of one that moves."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.still, self.moving = nn.Linear(3, 3, bias=False), nn.LayerNorm(40)
+
+    def loss(model, x):
+        return model.still.weight.sum() + (model.moving.weight * x).sum()
+
+    batches = [(torch.randn(40),) for _ in range(16)]
+    found = {row["role"]: row for row in diagnose(Two(), batches[:1], loss, noise=batches, **QUICK)["noise"]}
+    assert found["other"]["value"] is None and "the same in all batches" in found["other"]["why"]
+    assert found["gain"]["value"] > 1 and found["gain"]["why"] is None
+    assert found["gain"].keys() == found["other"].keys()
+    with pytest.raises(ValueError, match="noise is of 9 batches; its index needs 16 or more"):
+        diagnose(Two(), batches[:1], loss, noise=batches[:9], **QUICK)
+
+
 @pytest.mark.parametrize("name", ["dnt gpt", "plain"])
 def test_noise_has_a_row_for_each_role(name):
     model, batch, loss = made(name)

@@ -578,6 +578,21 @@ def test_a_run_that_is_resumed_logs_each_diagnosis_once_and_says_their_cost_once
     assert [str(row["tables"]) for row in halves] == [str(row["tables"]) for row in wholes]
 
 
+def test_a_diagnosis_that_fails_is_said_and_logged_and_the_training_goes_on(workplace, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise ValueError("got entries that are not finite")
+
+    monkeypatch.setattr(loop, "diagnose", fail)
+    run = trained("run", diagnose_every=4)
+    assert run.end["event"] == "end" and not run.rows("diagnosis")
+    assert [(row["step"], row["what"]) for row in run.rows("undiagnosed")][:2] == [
+        (0, "got entries that are not finite"),
+        (4, "got entries that are not finite"),
+    ]
+    said = capfd.readouterr().err
+    assert "step 4 could not be diagnosed: got entries that are not finite" in said and "a diagnosis takes" not in said
+
+
 def test_weights_that_a_step_broke_are_not_diagnosed(workplace, quick):
     class Breaks(dnt.MSGDW):
         def step(self, closure=None):

@@ -12,8 +12,7 @@ attention   the entropy of every head
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from dnt.analysis.dependence import scale_dependence
 from dnt.analysis.gradients import LOWEST, PER_DECADE, Entries, GradientStats, gradient_noise, mean_gradient, stats_of
 from dnt.analysis.jacobian import EXACT, model_jacobians
 from dnt.analysis.spectra import step_sizes, weight_spectra
-from dnt.analysis.tails import ENOUGH, alpha_stable, tail_indices
+from dnt.analysis.tails import ENOUGH, LEAST_BATCHES, Index, alpha_stable, tail_indices
 
 BLOCKS = "blocks"  # the matrices of all blocks together
 LISTS = ("singular_values", "heads")  # and the histograms of single parts
@@ -53,12 +52,11 @@ def diagnose(
     """The tables, by name, of a model in evaluation mode; loss_fn(model, *batch) -> scalar.
 
     The gradient is that of the mean loss over the batches, all else is of the first. A model without one residual
-    stream through all of its blocks has no scales, Jacobians or stream. noise: 64 or more batches, of
-    whose gradients the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most
-    `exact` inputs all singular values can be had; where those are fewer than FEWEST, the largest singular_values alone.
-    entries: that tails are estimated from. resamples: of their intervals. brief: without lists of singular values, and
-    without histograms of single parts.
-    show: is told of each table before it is made.
+    stream through all of its blocks has no scales, Jacobians or stream. noise: 64 or more batches, of whose gradients
+    the noise is taken. jacobians: over `tokens` of the first sample, or fewer if of at most `exact` inputs all singular
+    values can be had; where those are fewer than FEWEST, the largest singular_values alone. entries: that tails are
+    estimated from. resamples: of their intervals. brief: without lists of singular values, and without histograms of
+    single parts. show: is told of each table before it is made.
     """
     batches = list(batches)
     if not batches:
@@ -148,7 +146,9 @@ def tail_rows(model: nn.Module, gradients: Mapping[nn.Parameter, Tensor], most: 
 
 
 def noise_rows(model: nn.Module, batches: Sequence[Sequence[Any]], loss_fn: Callable[..., Tensor]) -> Rows:
-    """The alpha-stable index, 2 for a normal law, over the coordinates of each role."""
+    """The alpha-stable index, 2 for a normal law, over the coordinates of each role; why, where there is none."""
+    if len(batches) < LEAST_BATCHES:
+        raise ValueError(f"noise is of {len(batches)} batches; its index needs {LEAST_BATCHES} or more (better 64).")
     by_role: dict[str, list[Tensor]] = {}
     samples = gradient_noise(model, batches, loss_fn)
     for part in parts(model):
@@ -156,8 +156,10 @@ def noise_rows(model: nn.Module, batches: Sequence[Sequence[Any]], loss_fn: Call
             by_role.setdefault(part.role, []).append(samples[part.name])
     rows: Rows = []
     for role, noises in by_role.items():
-        with suppress(ValueError):  # of a role that hardly ever moves
-            rows.append({"role": role} | asdict(alpha_stable(torch.cat(noises, dim=1))))
+        try:
+            rows.append({"role": role, "why": None} | asdict(alpha_stable(torch.cat(noises, dim=1))))
+        except ValueError as error:  # of a role that hardly ever moves
+            rows.append({"role": role, "why": str(error)} | dict.fromkeys(field.name for field in fields(Index)))
     return rows
 
 
@@ -165,10 +167,8 @@ def jacobian_rows(
     model: nn.Module, run: Callable[[Sequence[Any]], Any], batch: Sequence[Any], tokens: int, k: int, exact: int
 ) -> Rows:
     """Of the first sample alone; a sequence of tokens is cut to those that are looked at, which is faster."""
-    stack = [block for _, block in blocks(model)]
-    if not stack:
-        return []
-    args, kwargs = captured(stack[:1], partial(run, beginning(batch, tokens)))[stack[0]]
+    _, first = blocks(model)[0]
+    args, kwargs = captured([first], partial(run, beginning(batch, tokens)))[first]
     width = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
     how: dict[str, Any] = {"tokens": tokens, "k": k}
     if exact // width >= FEWEST:

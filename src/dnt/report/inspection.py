@@ -176,13 +176,15 @@ def tail(tables: dict[str, Rows]) -> Iterator[str]:
 
 def noisy(rows: Rows) -> Iterator[str]:
     """How heavy-tailed the gradient's noise is from batch to batch."""
-    if rows:
-        heaviest = min(rows, key=lambda row: row["value"])
-        listed = ", ".join(f"{called(row['role'])} {row['value']:.2f}" for row in rows)
+    if found := [row for row in rows if row["value"] is not None]:
+        heaviest = min(found, key=lambda row: row["value"])
+        listed = ", ".join(f"{called(row['role'])} {row['value']:.2f}" for row in found)
         yield (
             f"The noise of the gradient has an alpha-stable index of {interval(heaviest)} in "
             f"{called(heaviest['role'])}, where it is heaviest (2 is a normal law): {listed}."
         )
+    if still := [called(row["role"]) for row in rows if row["value"] is None]:
+        yield f"The noise of {', '.join(still)} hardly ever moves and has no index (noise.parquet says why)."
 
 
 def hidden(rows: Rows) -> Iterator[str]:
