@@ -17,7 +17,8 @@ from rich.console import Console
 import dnt
 from dnt import inspection, loop
 from dnt.cli import main
-from dnt.report.inspection import NOTICED, Inspection, short
+from dnt.report.findings import NOTICED, short
+from dnt.report.inspection import Inspection
 from dnt.settings import InspectSettings
 from dnt.subjects import find_subject
 from tests.conftest import TINY, tiny_model
