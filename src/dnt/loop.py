@@ -22,7 +22,6 @@ from dnt.checkpoints import read_state, write_state
 from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
 from dnt.nn.calibrate import relative_steps, rescale, scales_for
-from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.equilibrium import equilibrium_step
@@ -251,8 +250,7 @@ class Loop:
     @property
     def tokens(self) -> int:
         """Of a sample, as the model sees it."""
-        config = self.model.config
-        return config.tokens if isinstance(config, ViTConfig) else config.context
+        return self.model.config.tokens
 
     def no_sync(self, enabled: bool) -> Any:
         """Whether gradients stay where they are computed: those of all micro-batches but the last do."""

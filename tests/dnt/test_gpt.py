@@ -4,12 +4,13 @@ import transformers
 from torch import nn
 
 import dnt
+from dnt.experiments.statements import STATED
 from dnt.nn.config import ACTIVATIONS, GPT_SIZES, gpt_parameters
 from dnt.nn.layers import ACTIVATION_MODULES, KeyValueCache
 from tests import reference
 
 SHAPE = {"vocab_size": 13, "context": 8, "depth": 2, "dim": 16, "heads": 4}
-rows = pytest.mark.parametrize(("placement", "norm"), [(p, n) for p in dnt.PLACEMENTS for n in dnt.NORMS])
+rows = pytest.mark.parametrize(("placement", "norm"), [(p, n) for p in STATED for n in ("layernorm", "rmsnorm")])
 
 
 def build(seed: int = 0, **fields) -> dnt.GPT:
@@ -143,7 +144,7 @@ def test_every_norm_that_is_built_is_called_and_moves_the_output(placement, norm
 
 def test_no_two_placements_compute_the_same():
     tokens = torch.randint(0, 13, (2, 8))
-    outputs = [randomize(build(placement=p))(tokens) for p in dnt.PLACEMENTS]
+    outputs = [randomize(build(placement=p))(tokens) for p in STATED]
     for i, a in enumerate(outputs):
         assert not any(torch.allclose(a, b, atol=1e-3) for b in outputs[:i])
 
@@ -161,7 +162,7 @@ def test_logits_never_depend_on_later_tokens(placement, norm):
 # --- generation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", dnt.PLACEMENTS)
+@pytest.mark.parametrize("placement", STATED)
 def test_cached_generation_equals_recomputing_every_token_beyond_the_context_too(placement):
     model = randomize(build(placement=placement)).eval()
     start = torch.randint(0, 13, (2, 3))
@@ -250,7 +251,7 @@ def test_tied_head_is_the_embedding():
     ("fields", "message"),
     [
         ({"heads": 3}, "heads=3 does not divide dim=16. Nearest that does: heads=2."),
-        ({"placement": "dmt"}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        ({"placement": "ddnt"}, "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         ({"norm": "rms"}, "unknown norm 'rms'. Did you mean 'rmsnorm'?"),
         ({"activation": "gelu_tanh"}, "unknown activation 'gelu_tanh'. Did you mean 'gelu-tanh'?"),
         ({"depth": 0}, "depth is 0; it must be at least 1."),

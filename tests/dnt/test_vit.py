@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTr
 from torch import nn
 
 import dnt
+from dnt.experiments.statements import STATED
 from dnt.interchange.timm import as_timm
 from dnt.nn.config import VIT_SIZES, vit_parameters
 from dnt.nn.vit import sincos
@@ -27,7 +28,7 @@ SHAPE = {"image_size": 8, "patch_size": 4, "channels": 3, "classes": 5, "depth":
 TIMM = {"img_size": 8, "patch_size": 4, "in_chans": 3, "num_classes": 5, "depth": 2, "embed_dim": 24, "num_heads": 2}
 GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 STANDARD = {"placement": "pre-ln", "norm": "layernorm", "bias": True}
-rows = pytest.mark.parametrize(("placement", "norm"), [(p, n) for p in dnt.PLACEMENTS for n in dnt.NORMS])
+rows = pytest.mark.parametrize(("placement", "norm"), [(p, n) for p in STATED for n in ("layernorm", "rmsnorm")])
 
 
 def build(seed: int = 0, **fields) -> dnt.ViT:
@@ -179,7 +180,7 @@ def test_parameter_count_in_closed_form(placement, norm, fields):
 # --- symmetries -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", dnt.PLACEMENTS)
+@pytest.mark.parametrize("placement", STATED)
 def test_permuting_patches_and_positions_together_leaves_mean_pooled_scores(placement):
     model = randomize(build(placement=placement, pool="mean")).double()
     images = images_for(model, dtype=torch.float64)
@@ -325,7 +326,7 @@ def test_what_needs_a_gpt_says_so(tmp_path):
     [
         ({"patch_size": 3}, "patch_size=3 does not divide image_size=8. Nearest that does: patch_size=2."),
         ({"heads": 5}, "heads=5 does not divide dim=24. Nearest that does: heads=4."),
-        ({"placement": "dmt"}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        ({"placement": "ddnt"}, "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         ({"norm": "rms"}, "unknown norm 'rms'. Did you mean 'rmsnorm'?"),
         ({"pool": "clss"}, "unknown pool 'clss'. Did you mean 'cls'?"),
         ({"positions": "sin-cos"}, "unknown positions 'sin-cos'. Did you mean 'sincos'?"),

@@ -117,7 +117,10 @@ ROLE_OF: dict[str, str | Callable[[Any], Shares]] = {
 
 # What is applied in turn to the residual stream to give a branch; the first row whose paths a block has.
 BRANCHES: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"attn": ("attn.pre", "attn.f", "attn.mid"), "mlp": ("mlp.pre", "mlp.f", "mlp.mid")},  # dnt
+    {  # dnt
+        "attn": ("attn.pre", "attn.scale", "attn.f", "attn.mid", "attn.gain"),
+        "mlp": ("mlp.pre", "mlp.scale", "mlp.f", "mlp.mid", "mlp.gain"),
+    },
     {"attn": ("norm1", "attn", "ls1"), "mlp": ("norm2", "mlp", "ls2")},  # timm
     {"attn": ("ln_1", "attn"), "mlp": ("ln_2", "mlp")},  # GPT-2
     {  # Gemma 2, whose post_attention_layernorm is another than Llama's

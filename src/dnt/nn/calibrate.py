@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dnt.nn.layers import MLP, Attention, Block
-from dnt.nn.placement import placement_named
 
 ALL = (0, None)  # rows
+SEE_SCALE = ("dyt", "centernorm", "shift")  # norms that do not undo a scale
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,30 @@ class Matrix:
 
 def matrices(model: Any) -> list[Matrix]:
     """All of a GPT or ViT: blocks.0.attn.q, .k, .v, .o, blocks.0.mlp.1, .2, ...; SwiGLU has an mlp.gate too."""
-    config = model.config
-    qk = placement_named(config.placement).qk
+    hidden = model.config.norm_name not in SEE_SCALE
     return [
-        Matrix(f"blocks.{i}.{name}", Rows(layer.weight, *rows), tuple(biases(layer, rows, after)), blind)
+        Matrix(f"blocks.{i}.{name}", Rows(layer.weight, *rows), tuple(biases(layer, rows, after)), blind and hidden)
         for i, block in enumerate(model.blocks)
-        for name, layer, rows, after, blind in of_block(block, qk, config)
+        if isinstance(block, Block)
+        for name, layer, rows, after, blind in of_block(block, model.config)
     ]
 
 
-def of_block(block: Block, qk: bool, config: Any) -> Iterator[tuple[str, nn.Linear, tuple[int, int | None], Any, bool]]:
+def of_block(block: Block, config: Any) -> Iterator[tuple[str, nn.Linear, tuple[int, int | None], Any, bool]]:
     """Name, layer, rows, the layer whose bias is added to what follows from it, and whether its scale goes unseen."""
     attn, mlp = cast(Attention, block.attn.f), cast(MLP, block.mlp.f)
-    in_attn, in_mlp = block.attn.slots.mid, block.mlp.slots.mid
+    qk, in_attn, in_mlp = bool(block.placement.qk), block.attn.slots.mid, block.mlp.slots.mid
+    before_o, before_2 = block.attn.slots.inner or block.placement.v, block.mlp.slots.inner
     k, v = attn.heads * config.head_dim, (attn.heads + attn.kv_heads) * config.head_dim  # where their rows begin
     yield "attn.q", attn.qkv, (0, k), None, qk
     yield "attn.k", attn.qkv, (k, v), None, qk
-    yield "attn.v", attn.qkv, (v, None), attn.out, in_attn
+    yield "attn.v", attn.qkv, (v, None), None if before_o else attn.out, in_attn or before_o
     yield "attn.o", attn.out, ALL, None, in_attn
     if config.activation == "swiglu":  # the value's half is a factor, the gate's is not
         yield "mlp.gate", mlp.up, (0, config.hidden), None, False
-        yield "mlp.1", mlp.up, (config.hidden, None), mlp.out, in_mlp
+        yield "mlp.1", mlp.up, (config.hidden, None), None if before_2 else mlp.out, in_mlp or before_2
     else:
-        yield "mlp.1", mlp.up, ALL, mlp.out, in_mlp
+        yield "mlp.1", mlp.up, ALL, None if before_2 else mlp.out, in_mlp or before_2
     yield "mlp.2", mlp.out, ALL, None, in_mlp
 
 
