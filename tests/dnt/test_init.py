@@ -46,9 +46,10 @@ def test_a_parameter_without_a_rule_is_an_error():
             super().__init__()
             self.known = nn.Linear(2, 2)
             self.scale = nn.Parameter(torch.ones(2))
+            self.blocks = nn.ModuleList()
 
     with pytest.raises(ValueError, match="no initialization rule for scale;"):
-        initialize(Odd(), depth=1, std=0.02, rule="dnt")
+        initialize(Odd(), build().config)
 
 
 def test_init_std_scales_every_matrix():
