@@ -25,13 +25,14 @@ from dnt.machine import best_precision, describe_machine, deterministic, kept_me
 from dnt.nn.calibrate import blind_matrices
 from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
+from dnt.nn.placement import placement_named
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.groups import sgd_rates
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
 from dnt.parallel import process_lost, shard, watched
-from dnt.progress import announcement, describe_diagnoses, describe_steps, progress_bar
+from dnt.progress import announcement, describe_diagnoses, describe_steps, prescription, progress_bar
 from dnt.runs import Run
 from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model
@@ -120,6 +121,7 @@ def fit(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
+    settings = as_prescribed(model, optimizer, settings)
     check_combination(settings, precision)
     check_optimizer(settings, precision, optimizer)
     if settings.calibrate:
@@ -153,6 +155,8 @@ def fit(
                 run.start(config, data.tokenizer.describe() if data.tokenizer else None)
             if progress:
                 print(announcement(config), file=sys.stderr, flush=True)
+                if line := prescription(model.config.placement, config):
+                    print(line, file=sys.stderr, flush=True)
         fabric.barrier()
         torch.manual_seed(seed + fabric.global_rank)
         show_here = progress and fabric.is_global_zero
@@ -180,6 +184,17 @@ def fit(
             if precision == "bf16-weights":
                 model.float()
     return run
+
+
+def as_prescribed(model: GPT | ViT, optimizer: torch.optim.Optimizer, settings: FitSettings) -> FitSettings:
+    """The settings, and the decays of the optimizer's groups in place, as the model's placement prescribes them."""
+    prescribes = placement_named(model.config.placement).prescribes
+    if not settings.prescribed:
+        return settings
+    if not prescribes.decay:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+    return settings if prescribes.warmup else replace(settings, warmup=0)
 
 
 def check_combination(settings: FitSettings, precision: str) -> None:

@@ -166,11 +166,11 @@ class Placement:
 
 
 BLOCK_FORMULAS = {  # of the rows of dnt.nn.stack.BLOCKS that are no sublayers
-    "residual": "x, d = N(x + f(x)), d + f(x) with f = attn, mlp",
-    "ngpt": "x = U(x + a (U(f(x)) - x)) with f = attn_unit qk, mlp and U(x) = x / |x|",
-    "lape": "x + attn(N(x) + p); x + mlp(N(x)); p = N(p)",
-    "sas": "x = A N(x); x + a mlp(N(x)) with A = a 1 + b softmax(q k) - c / t",
-    "sas-p": "x = a mlp(N(x)) + b A N(x) with A = a 1 + b softmax(q k) - c / t",
+    "residual": "x, d = N(x + f(x)), d + f(x)",
+    "ngpt": "U(x + a (U(f(x)) - x)) with U(x) = x / |x|",
+    "lape": "p = N(p); x + attn(N(x) + p); x + mlp(N(x))",
+    "sas": "A N(x); x + a mlp(N(x)) with A = a 1 + b softmax(q k) - c / t",
+    "sas-p": "a mlp(N(x)) + b A N(x) with A as in sas",
 }
 QK_NORMS = ("layernorm", "rmsnorm", "all-heads", "unit", "cosine")  # beside True; made in dnt.nn.layers
 
