@@ -15,9 +15,9 @@ from dnt.recipes import RECIPES
 from dnt.settings import TrainSettings
 from tests.dnt.test_cli import complaint
 
-every = pytest.mark.parametrize("name", [*OWT, *IMAGENET])
 OWT = [name for name in RECIPES if name.startswith("owt")]
 IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
+every = pytest.mark.parametrize("name", [*OWT, *IMAGENET])
 CUT = ["--depth", "2", "--dim", "32", "--heads", "2", "--batch-size", "4", "--steps", "2", "--no-compile"]
 CUT += ["--precision", "32"]
 CUT_TEXT = ["--data", "words.txt", "--tokenizer", "byte", "--context", "16"]
