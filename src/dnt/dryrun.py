@@ -11,7 +11,7 @@ from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.settings import TrainSettings
-from dnt.train import check_combination, check_optimizer
+from dnt.train import check_combination, check_model, check_optimizer
 
 
 def plan(settings: TrainSettings) -> str:
@@ -34,6 +34,7 @@ def plan(settings: TrainSettings) -> str:
         )
     else:
         config = settings.model_config(settings.placement, vocab_size=vocab_size_of(settings.tokenizer))
+    check_model(settings, settings.precision, config)
     with torch.device("meta"):
         model: GPT | ViT
         if isinstance(config, GPTConfig):

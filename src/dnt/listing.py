@@ -16,9 +16,18 @@ from dnt.recipes import RECIPES
 
 
 def definitions(file: str, table: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
-    """The class or function behind each row of a table (a dict literal of names in dnt/FILE)."""
-    tree = ast.parse((Path(__file__).parent / file).read_text())
-    defined = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    """The class or function behind each row of a table (a dict literal of names in dnt/FILE, or that it imports)."""
+    tree = parsed(file)
+    imported = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+    trees = [
+        parsed(f"{name.replace('.', '/')}.py".removeprefix("dnt/")) for name in imported if name.startswith("dnt.")
+    ]
+    defined = {
+        node.name: node
+        for each in (*trees, tree)
+        for node in each.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
     rows = next(
         node.value
         for node in tree.body
@@ -26,6 +35,10 @@ def definitions(file: str, table: str) -> dict[str, ast.ClassDef | ast.FunctionD
     )
     assert isinstance(rows, ast.Dict)
     return {ast.literal_eval(k): defined[ast.unparse(v)] for k, v in zip(rows.keys, rows.values, strict=True) if k}
+
+
+def parsed(file: str) -> ast.Module:
+    return ast.parse((Path(__file__).parent / file).read_text())
 
 
 def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:

@@ -23,7 +23,7 @@ from dnt.interrupt import ProcessLost, stop_requested
 from dnt.loop import Loop
 from dnt.machine import best_precision, describe_machine, deterministic, kept_memory
 from dnt.nn.calibrate import blind_matrices
-from dnt.nn.config import GPTConfig, ViTConfig
+from dnt.nn.config import OF_BATCHES, TURNING, GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
@@ -121,6 +121,7 @@ def fit(
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
     check_combination(settings, precision)
+    check_model(settings, precision, model.config)
     check_optimizer(settings, precision, optimizer)
     if settings.calibrate:
         blind_matrices(model, sgd_rates(model, optimizer))  # there are some
@@ -203,6 +204,28 @@ def check_combination(settings: FitSettings, precision: str) -> None:
             f"batch_size is {settings.batch_size}, no multiple of {settings.processes} processes x {accumulate} "
             f"micro-batches; use {-(-settings.batch_size // parts) * parts}, for example."
         )
+
+
+def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTConfig) -> None:
+    """ValueError for what this model cannot be trained with."""
+    if config.norm in OF_BATCHES:
+        refused = {
+            "recompute": settings.recompute,
+            "accumulate": (settings.accumulate or 1) > 1,
+            "several processes": settings.processes > 1,
+        }
+        for what, given in refused.items():
+            if given:
+                raise ValueError(
+                    f"{what} does not go with {config.norm}, whose statistics are those of a whole batch, counted "
+                    "once; drop it, or use another norm."
+                )
+    if config.weights in TURNING and settings.recompute:
+        raise ValueError(
+            f"recompute does not go with {config.weights}, whose singular vectors each forward pass turns; drop it."
+        )
+    if config.weights != "plain" and precision == "bf16-weights":
+        raise ValueError(f"bf16-weights does not go with {config.weights}, which computes in float32; use bf16-mixed.")
 
 
 def check_optimizer(settings: FitSettings, precision: str, optimizer: torch.optim.Optimizer) -> None:

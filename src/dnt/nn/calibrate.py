@@ -14,8 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dnt.nn.config import SCALE_FREE
 from dnt.nn.layers import MLP, Attention, Block
 from dnt.nn.placement import placement_named
+from dnt.nn.reparametrized import stored
 
 ALL = (0, None)  # rows
 
@@ -46,11 +48,15 @@ class Matrix:
 
 
 def matrices(model: Any) -> list[Matrix]:
-    """All of a GPT or ViT: blocks.0.attn.q, .k, .v, .o, blocks.0.mlp.1, .2, ...; SwiGLU has an mlp.gate too."""
+    """All of a GPT or ViT: blocks.0.attn.q, .k, .v, .o, blocks.0.mlp.1, .2, ...; SwiGLU has an mlp.gate too.
+
+    Those that are stored; one that a weight is computed from is not called blind, since q, k and v share its scale.
+    """
     config = model.config
+    hidden = config.norm in SCALE_FREE and config.weights == "plain"
     qk = placement_named(config.placement).qk
     return [
-        Matrix(f"blocks.{i}.{name}", Rows(layer.weight, *rows), tuple(biases(layer, rows, after)), blind)
+        Matrix(f"blocks.{i}.{name}", Rows(stored(layer), *rows), tuple(biases(layer, rows, after)), blind and hidden)
         for i, block in enumerate(model.blocks)
         for name, layer, rows, after, blind in of_block(block, qk, config)
     ]
@@ -132,6 +138,10 @@ def blind_matrices(model: Any, lr: float | Mapping[str, float]) -> list[Matrix]:
     rate = rates_by_parameter(model, lr)
     if blind := [matrix for matrix in matrices(model) if matrix.blind and matrix.weight.parameter in rate]:
         return blind
+    config = model.config
+    if config.norm not in SCALE_FREE or config.weights != "plain":
+        what = f"weights is {config.weights!r}" if config.weights != "plain" else f"norm is {config.norm!r}"
+        raise ValueError(f"nothing to calibrate: {what}; it takes plain weights and one of {', '.join(SCALE_FREE)}.")
     raise ValueError(
         "nothing to calibrate: QKNorm and MidNorm hide no matrix that an SGD steps. Use --placement dnt and "
         "--optimizer msgdw, or do not calibrate."

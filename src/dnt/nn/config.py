@@ -12,6 +12,15 @@ INITS = ("dnt", "gpt2")
 POSITIONS = ("learned", "rope")
 IMAGE_POSITIONS = ("learned", "sincos")
 POOLS = ("cls", "mean")
+WEIGHTS = ("plain", "weight-norm", "spectral-norm", "sigma-reparam")  # what those of linear layers are computed from
+TURNING = ("spectral-norm", "sigma-reparam")  # of them: with singular vectors that a forward pass turns
+OF_BATCHES = ("batchnorm", "powernorm", "unifiednorm", "prepbn")  # norms with statistics of all tokens of a batch
+SCALE_FREE = ("layernorm", "rmsnorm", "prmsnorm", "scalenorm", "crmsnorm")  # norms of a token that hide its scale
+LEARNED: dict[str, tuple[int, int, int]] = {  # by a norm: gains and biases of each feature, and scalars
+    **dict.fromkeys(("layernorm", "centernorm", "batchnorm", "powernorm", "unifiednorm"), (1, 1, 0)),
+    **dict.fromkeys(("rmsnorm", "prmsnorm", "crmsnorm"), (1, 0, 0)),
+    **{"scalenorm": (0, 0, 1), "dyt": (1, 1, 1), "prepbn": (2, 2, 1)},
+}
 
 
 def check_choice(name: str, known: tuple[str, ...], what: str) -> None:
@@ -36,6 +45,7 @@ def check_blocks(config: "GPTConfig | ViTConfig") -> None:
     placement_named(config.placement)
     check_choice(config.activation, ACTIVATIONS, "activation")
     check_choice(config.init, INITS, "init")
+    check_choice(config.weights, WEIGHTS, "weights")
     check_counts(config, "depth", "dim", "heads")
     check_divides("heads", "dim", config)
     if config.kv_heads is not None and (config.kv_heads < 1 or config.heads % config.kv_heads):
@@ -77,6 +87,7 @@ class GPTConfig(Widths):
     and on each branch. kv_heads: heads of keys and values, each shared by heads / kv_heads queries (2305.13245); as
     many as heads if not given. drop_path: probability of dropping the branches of the last block, rising from 0 at the
     first (1603.09382). positions: learned, or rope (2104.09864, the two halves of a head are the pairs) with its base.
+    weights: of linear layers, see dnt.nn.reparametrized.
     """
 
     vocab_size: int
@@ -98,11 +109,17 @@ class GPTConfig(Widths):
     rope_base: float = 10_000.0
     kv_heads: int | None = None
     drop_path: float = 0.0
+    weights: str = "plain"
 
     def __post_init__(self) -> None:
         check_blocks(self)
         check_choice(self.positions, POSITIONS, "positions")
         check_counts(self, "vocab_size", "context")
+        if self.norm in OF_BATCHES:
+            raise ValueError(
+                f"norm is {self.norm!r}, whose statistics run over all tokens of a batch: a causal model would see "
+                "later ones. Use a norm of each token, such as 'rmsnorm'; a ViT can have this one."
+            )
         if self.positions == "rope" and (self.head_dim % 2 or self.rope_base <= 0):
             raise ValueError(
                 f"rope turns pairs: the head width dim / heads = {self.head_dim} must be even, and rope_base "
@@ -142,6 +159,7 @@ class ViTConfig(Widths):
     pool: str = "cls"
     in_dims: int = 2
     kv_heads: int | None = None
+    weights: str = "plain"
 
     def __post_init__(self) -> None:
         check_blocks(self)
@@ -205,7 +223,8 @@ def gpt_parameters(config: GPTConfig) -> int:
     """Number of parameters in closed form, tied ones once (checked against the built models)."""
     positions = config.context if config.positions == "learned" else 0
     embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + positions) * config.dim
-    return embeddings + block_parameters(config)
+    head = () if config.tie_embeddings else (config.vocab_size,)
+    return embeddings + block_parameters(config) + beside(config, *head)
 
 
 def vit_parameters(config: ViTConfig) -> int:
@@ -214,19 +233,32 @@ def vit_parameters(config: ViTConfig) -> int:
     positions = config.dim * (config.tokens if config.positions == "learned" else 0)
     class_token = config.dim if config.pool == "cls" else 0
     head = config.classes * (config.dim + config.bias)
-    return patches + positions + class_token + head + block_parameters(config)
+    kernel = (1,) if config.weights == "sigma-reparam" else ()
+    ends = patches + positions + class_token + head + beside(config, config.classes, *kernel)
+    return ends + block_parameters(config)
+
+
+def beside(config: GPTConfig | ViTConfig, *heights: int) -> int:
+    """What linear layers with so many rows store beside their matrices."""
+    return {"weight-norm": sum(heights), "sigma-reparam": len(heights)}.get(config.weights, 0)
+
+
+def norm_parameters(config: GPTConfig | ViTConfig, width: int) -> int:
+    """Of a norm so wide."""
+    gains, biases, scalars = LEARNED[config.norm]
+    return (gains + biases * config.bias) * width + scalars
 
 
 def block_parameters(config: GPTConfig | ViTConfig) -> int:
     """Of all blocks, and of the norms before and after them."""
     placement = placement_named(config.placement)
     with_bias = config.bias
-    norm = config.dim * (2 if with_bias and config.norm == "layernorm" else 1)
-    qk_norm = norm // config.heads
+    norm, qk_norm = norm_parameters(config, config.dim), norm_parameters(config, config.head_dim)
     qkv = config.dim + 2 * (config.kv_heads or config.heads) * config.head_dim
     attention = (qkv + config.dim) * (config.dim + with_bias)
     up = config.hidden * (2 if config.activation == "swiglu" else 1)
     mlp = up * (config.dim + with_bias) + config.dim * (config.hidden + with_bias)
     norms = sum(slots.pre + slots.mid + slots.post for slots in (placement.attn, placement.mlp)) * norm
     block = attention + mlp + norms + (2 * qk_norm if placement.qk else 0)
+    block += beside(config, qkv, config.dim, up, config.dim)
     return config.depth * block + (placement.input + placement.final) * norm

@@ -16,6 +16,7 @@ from dnt.nn.init import initialize
 from dnt.nn.layers import KeyValueCache, rotation, stack
 from dnt.nn.norms import NORMS
 from dnt.nn.placement import placement_named
+from dnt.nn.reparametrized import reparametrize
 
 MOST_LOGITS = 1 << 26  # N x V that are kept for the backward pass: 256 MiB of float32
 
@@ -43,6 +44,7 @@ class GPT(nn.Module):
             self.head.weight = self.tokens.weight
         self.recompute = False  # whether the backward pass computes each block's activations again
         initialize(self, config.depth, config.init_std, config.init)
+        reparametrize(self, config.weights)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:

@@ -15,6 +15,7 @@ from dnt.nn.init import initialize
 from dnt.nn.layers import ClassToken, stack
 from dnt.nn.norms import NORMS
 from dnt.nn.placement import placement_named
+from dnt.nn.reparametrized import reparametrize
 
 PATCH_EMBEDDINGS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -44,6 +45,7 @@ class ViT(nn.Module):
         self.head = nn.Linear(config.dim, config.classes, bias=config.bias)
         self.recompute = False  # as in GPT
         initialize(self, config.depth, config.init_std, config.init)
+        reparametrize(self, config.weights)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:
