@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from dnt.files import atomic_write
 from dnt.parallel import divided_like, local
 from dnt.runs import digest
+from dnt.weights import state_of
 
 PART = "part"  # {PART: tensor} is this process's part of a sharded tensor
 
@@ -30,7 +31,7 @@ def write_state(
     extra: dict[str, Any],
 ) -> None:
     """This process's file: its part of model, average, optimizer (the first: all that is not sharded), and `extra`."""
-    parameters = {name: parted(p.detach()) for name, p in model.named_parameters()}
+    parameters = {name: parted(tensor) for name, tensor in state_of(model).items()}
     averages = {name: parted(mean) for name, mean in average.items()}
     slots = optimizer.state_dict()
     state = {i: {key: parted(value) for key, value in slot.items()} for i, slot in slots["state"].items()}
@@ -58,8 +59,8 @@ def read_state(
     files = [opened(path) for path in rank_files(folder)]
     first = files[0]
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(divided_like(joined([file["model"].get(name) for file in files]), p))
+        for name, tensor in state_of(model).items():
+            tensor.copy_(divided_like(joined([file["model"].get(name) for file in files]), tensor))
         for name, mean in average.items():
             mean.copy_(divided_like(joined([file["average"].get(name) for file in files]), mean))
     members = [p for group in optimizer.param_groups for p in group["params"]]

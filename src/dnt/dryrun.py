@@ -11,7 +11,7 @@ from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.settings import TrainSettings
-from dnt.train import check_combination, check_optimizer
+from dnt.train import check_combination, check_model, check_optimizer
 
 
 def plan(settings: TrainSettings) -> str:
@@ -34,6 +34,7 @@ def plan(settings: TrainSettings) -> str:
         )
     else:
         config = settings.model_config(settings.placement, vocab_size=vocab_size_of(settings.tokenizer))
+    check_model(settings, settings.precision, config)
     with torch.device("meta"):
         model: GPT | ViT
         if isinstance(config, GPTConfig):
@@ -60,7 +61,7 @@ def plan(settings: TrainSettings) -> str:
     first = optimizer.param_groups[0]
     lines = {
         "model": f"{config.depth} x {config.dim} x {config.heads} heads, {reads}: {parameters:,} parameters",
-        "placement": f"{settings.placement}, {config.norm} (eps {config.norm_eps:g}), init {config.init}",
+        "placement": f"{settings.placement}, {config.norm_name} (eps {config.norm_eps:g}), init {config.init}",
         "optimizer": f"{settings.optimizer}, lr {first['lr']:g}, decay {first['weight_decay']:g}, state "
         f"{state / parameters:.1f} bytes a parameter",
         "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "

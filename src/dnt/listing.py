@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig, ViTConfig, gpt_config, gpt_parameters, vit_parameters
 from dnt.nn.placement import PLACEMENTS
@@ -17,9 +17,18 @@ from dnt.recipes import RECIPES
 
 
 def definitions(file: str, table: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
-    """The class or function behind each row of a table (a dict literal of names in dnt/FILE)."""
-    tree = ast.parse((Path(__file__).parent / file).read_text())
-    defined = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    """The class or function behind each row of a table (a dict literal of names in dnt/FILE, or that it imports)."""
+    tree = parsed(file)
+    imported = [node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)]
+    trees = [
+        parsed(f"{name.replace('.', '/')}.py".removeprefix("dnt/")) for name in imported if name.startswith("dnt.")
+    ]
+    defined = {
+        node.name: node
+        for each in (*trees, tree)
+        for node in each.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
     rows = next(
         node.value
         for node in tree.body
@@ -27,6 +36,10 @@ def definitions(file: str, table: str) -> dict[str, ast.ClassDef | ast.FunctionD
     )
     assert isinstance(rows, ast.Dict)
     return {ast.literal_eval(k): defined[ast.unparse(v)] for k, v in zip(rows.keys, rows.values, strict=True) if k}
+
+
+def parsed(file: str) -> ast.Module:
+    return ast.parse((Path(__file__).parent / file).read_text())
 
 
 def described(node: ast.ClassDef | ast.FunctionDef) -> list[str]:
@@ -64,12 +77,16 @@ def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
 
 
 def print_tables(console: Console) -> None:
-    placements = Table(
-        "placement", "forward pass (N: the norm; f[N]: N before its last matrix)", "prescribes", "source"
-    )
+    formula = Column("forward pass (N: the norm; f[N]: N before its last matrix)", no_wrap=True)
+    placements = Table("placement", formula, "source")
+    prescriptions = Table("placement", "prescribes (--no-prescribed leaves decay, warm-up and weights alone)")
     for name, placement in PLACEMENTS.items():
-        placements.add_row(escape(name), escape(placement.formula()), str(placement.prescribes), placement.source)
+        parts = placement.formula().replace(" [", "\n[") if placement.layers else placement.formula()
+        placements.add_row(name, escape(parts), placement.source)
+        if said := str(placement.prescribes):
+            prescriptions.add_row(name, said)
     console.print(placements)
+    console.print(prescriptions)
     norms = Table("norm", "formula", "source")
     for name, node in definitions("nn/norms.py", "NORMS").items():
         norms.add_row(name, *described(node))

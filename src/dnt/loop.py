@@ -21,6 +21,7 @@ from dnt.analysis.memory import state_bytes
 from dnt.checkpoints import read_state, write_state
 from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
+from dnt.nn.batch_norms import progress_of
 from dnt.nn.calibrate import relative_steps, rescale, scales_for
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
@@ -31,7 +32,7 @@ from dnt.optim.schedule import SCHEDULES
 from dnt.parallel import local, rebound, whole
 from dnt.runs import Run
 from dnt.settings import FitSettings
-from dnt.weights import write_weights
+from dnt.weights import state_of, write_weights
 
 LOG_EVERY = 10  # steps
 CALIBRATION = 4  # batches
@@ -98,6 +99,7 @@ class Loop:
         with rebound(model, optimizer):
             self.objective = fabric.setup_module(objective)
         self.optimizer = fabric.setup_optimizers(optimizer)
+        self.progress = progress_of(model)  # what the model is told of the share of steps that are done
         averaged = model.named_parameters() if settings.ema else ()
         self.average = {name: p.detach().clone() for name, p in averaged}  # of this process's parts; empty for none
         self.board: Any = SummaryWriter(str(run.path / "tensorboard")) if fabric.is_global_zero else nullcontext()
@@ -160,8 +162,8 @@ class Loop:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
         weights = {}
-        for name, p in (self.average or dict(self.model.named_parameters())).items():
-            tensor = whole(p.detach())  # all processes must ask for it
+        for name, tensor in (state_of(self.model) | self.average).items():
+            tensor = whole(tensor)  # all processes must ask for it
             if self.fabric.is_global_zero:
                 weights[name] = tensor.cpu()
         if self.fabric.is_global_zero:  # before the checkpoint: a kill between the two repeats both
@@ -280,6 +282,8 @@ class Loop:
                     self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
         self.step += 1
+        for progress in self.progress:
+            progress.fill_(self.step / settings.steps)
         with self.phase("optimizer"):
             bound = self.clip_bound()
             norm = self.clipped(bound)

@@ -161,6 +161,8 @@ class Recipe(FitSettings):
     """on the embedding, the attention probabilities and each branch"""
     drop_path: float = GPTConfig.drop_path
     """probability of dropping the branches of the last block; 0 at the first, linear between"""
+    weights: str = GPTConfig.weights
+    """of linear layers: plain, or computed by weight-norm, spectral-norm or sigma-reparam from what is stored"""
     tie_embeddings: bool = GPTConfig.tie_embeddings
     positions: str = GPTConfig.positions
     """learned; rope (GPT); sincos (ViT)"""

@@ -23,7 +23,7 @@ from dnt.interrupt import ProcessLost, stop_requested
 from dnt.loop import Loop
 from dnt.machine import best_precision, describe_machine, deterministic, kept_memory
 from dnt.nn.calibrate import blind_matrices
-from dnt.nn.config import GPTConfig, ViTConfig
+from dnt.nn.config import OF_BATCHES, TURNING, GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.placement import placement_named
 from dnt.nn.vit import ViT
@@ -123,6 +123,7 @@ def fit(
     precision = best_precision() if settings.precision == "auto" else settings.precision
     settings = as_prescribed(model, optimizer, settings)
     check_combination(settings, precision)
+    check_model(settings, precision, model.config)
     check_optimizer(settings, precision, optimizer)
     if settings.calibrate:
         blind_matrices(model, sgd_rates(model, optimizer))  # there are some
@@ -218,6 +219,29 @@ def check_combination(settings: FitSettings, precision: str) -> None:
             f"batch_size is {settings.batch_size}, no multiple of {settings.processes} processes x {accumulate} "
             f"micro-batches; use {-(-settings.batch_size // parts) * parts}, for example."
         )
+
+
+def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTConfig) -> None:
+    """ValueError for what this model cannot be trained with."""
+    if config.norm_name in OF_BATCHES:
+        refused = {
+            "recompute": settings.recompute,
+            "accumulate": (settings.accumulate or 1) > 1,
+            "several processes": settings.processes > 1,
+        }
+        for what, given in refused.items():
+            if given:
+                raise ValueError(
+                    f"{what} does not go with {config.norm_name}, whose statistics are those of a whole batch, counted "
+                    "once; drop it, or use another norm."
+                )
+    weights = config.parametrization
+    if weights in TURNING and settings.recompute:
+        raise ValueError(
+            f"recompute does not go with {weights}, whose singular vectors each forward pass turns; drop it."
+        )
+    if weights != "plain" and precision == "bf16-weights":
+        raise ValueError(f"bf16-weights does not go with {weights}, which computes in float32; use bf16-mixed.")
 
 
 def check_optimizer(settings: FitSettings, precision: str, optimizer: torch.optim.Optimizer) -> None:

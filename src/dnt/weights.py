@@ -7,6 +7,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from dnt.files import read_json, write_json
 from dnt.interchange.folder import drop_tied, fill, read_config, read_tensors, write_weights
@@ -47,12 +48,18 @@ def build_config(description: dict[str, Any]) -> Any:
     return config_cls(**given)
 
 
+def state_of(model: Any) -> dict[str, Tensor]:
+    """Parameters, tied ones once, and the buffers that are to be kept, by name."""
+    kept = model.state_dict().keys()
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    return state | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
 def save(model: GPT | ViT, folder: str | Path) -> None:
     """Write a model so that `load` can read it back."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: p.detach() for name, p in model.named_parameters()}  # tied ones once
-    write_weights(weights, folder / "model.safetensors")
+    write_weights(state_of(model), folder / "model.safetensors")
     write_json(folder / "config.json", {"model": describe_model(model)})
 
 
@@ -86,7 +93,7 @@ def load_dnt(folder: Path) -> GPT:
     tensors = read_tensors(folder)
     if model.config.tie_embeddings:
         drop_tied(tensors, "gpt.head.weight", "gpt.tokens.weight", folder)
-    fill({f"gpt.{name}": parameter.detach() for name, parameter in model.named_parameters()}, tensors, folder)
+    fill({f"gpt.{name}": tensor for name, tensor in state_of(model).items()}, tensors, folder)
     return model.eval()
 
 

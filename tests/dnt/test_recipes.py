@@ -149,13 +149,14 @@ def test_list_shows_what_each_recipe_reads(capfd, monkeypatch):
 @pytest.mark.parametrize(("name", "data"), [("tiny", ["--data", "words.txt"]), ("tiny-images", [])])
 def test_the_small_recipes_run_and_a_comparison_takes_what_it_shares_with_them(name, data, workplace):
     cut = ["--steps", "2", "--warmup", "1", "--eval-tokens", "64", *data]
+    Path("words.txt").write_text("some words\n" * 1000)
     assert main(["train", "--recipe", name, *cut, "--out", "run"]) == 0
-    cells = ["--placements", "ngpt", "--optimizers", "msgdw", "--vary"]
+    cells = ["--placements", "sigma-reparam", "--optimizers", "msgdw", "--vary"]
     assert main(["compare", "--recipe", name, *cut, *cells, "--lr", "msgdw=0.1", "--out", "runs"]) == 0
-    (other,) = Path("runs").glob("ngpt-*")
+    (other,) = Path("runs").glob("sigma-reparam-*")
     one, other = dnt.Run(Path("run")).config, dnt.Run(other).config
     assert one["model"]["depth"] == other["model"]["depth"] == 6 and one["data"] == other["data"]
-    assert one["training"]["warmup"] == 1 and other["training"]["warmup"] == 0, "as nGPT prescribes"
+    assert one["training"]["warmup"] == 1 and other["training"]["warmup"] == 0, "as sigma-reparam prescribes"
     assert [group["weight_decay"] for group in other["optimizer"]["groups"]] == [0.0, 0.0]
 
 

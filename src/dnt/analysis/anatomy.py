@@ -4,6 +4,7 @@ By the names of attributes, since nothing else is common to the models of dnt, t
 other names needs a row in ROLE_OF, and one in BRANCHES.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -15,6 +16,10 @@ from torch.utils._pytree import tree_map
 
 MATRICES = ("q", "k", "v", "o", "gate", "1", "2")
 ROLES = ("embedding", "position", *MATRICES, "gain", "bias", "head", "other")
+GAINS = ("norm", "gain", "dyt", "bn", "parametrization", "reparam")  # in the name of a class whose vectors are gains
+STORED = re.compile(
+    r"parametrizations\.(\w+)\.original1?$"
+)  # what a weight is computed from; original0 is WeightNorm's g
 
 Shares = dict[str, int]  # of a fused parameter's rows, by role, in their order
 
@@ -175,10 +180,11 @@ def parts(model: nn.Module) -> list[Part]:
         if not parameter.requires_grad:
             continue
         layer = next((i for i, prefix in enumerate(layers) if name.startswith(prefix)), None)
-        own = name.rpartition(".")[0]
+        plain = STORED.sub(r"\1", name)
+        own = plain.rpartition(".")[0]
         across = parameter.ndim == 2 and type(model.get_submodule(own)).__name__ == "Conv1D"
         size = parameter.shape[int(across)] if parameter.ndim else 1
-        shares = shares_of(model, name, parameter)
+        shares = shares_of(model, plain, parameter)
         ends = [0, *accumulate(shares.values())]
         for role, bounds in zip(shares, pairwise(size * end // ends[-1] for end in ends), strict=True):
             divided = f"{name}[{role}]" if len(shares) > 1 else name
@@ -194,8 +200,8 @@ def shares_of(model: nn.Module, name: str, parameter: nn.Parameter) -> Shares:
         return {row: 1} if isinstance(row, str) else row(model.get_submodule(".".join(words[:-2])))
     if parameter.ndim == 1 and words[-1].endswith("bias"):
         return {"bias": 1}
-    owner = type(model.get_submodule(".".join(words[:-1]))).__name__
-    return {"gain": 1} if parameter.ndim == 1 and "norm" in owner.lower() else {"other": 1}
+    owner = type(model.get_submodule(".".join(words[:-1]))).__name__.lower()
+    return {"gain": 1} if parameter.ndim == 1 and any(word in owner for word in GAINS) else {"other": 1}
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

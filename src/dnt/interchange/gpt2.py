@@ -38,7 +38,7 @@ DEFAULTS = {  # of transformers.GPT2Config, for what a config.json leaves out
     "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "tie_word_embeddings": True,
     "activation_function": "gelu_new", "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1, **FIXED,
 }  # fmt: skip
-GPT2 = {"placement": "pre-ln", "norm": "layernorm", "bias": True, "positions": "learned"}
+GPT2 = {"placement": "pre-ln", "norm": "layernorm", "bias": True, "positions": "learned", "weights": "plain"}
 FREE = ("dropout", "drop_path", "init", "init_std")  # what changes training, not the function
 END_OF_TEXT = 50256
 

@@ -44,6 +44,7 @@ TIMM: dict[str, list[Any]] = {
     "bias": [True],
     "positions": ["learned"],
     "in_dims": [2],
+    "weights": ["plain"],
     "activation": [*ACTIVATIONS.values()],
 }
 FREE = ("dropout", "drop_path", "init", "init_std")  # what changes training, not the function

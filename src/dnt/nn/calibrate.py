@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dnt.nn.config import SCALE_FREE
 from dnt.nn.layers import MLP, Attention, Block
+from dnt.nn.reparametrized import stored
 
 ALL = (0, None)  # rows
-SEE_SCALE = ("dyt", "centernorm", "shift")  # norms that do not undo a scale
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,14 @@ class Matrix:
 
 
 def matrices(model: Any) -> list[Matrix]:
-    """All of a GPT or ViT: blocks.0.attn.q, .k, .v, .o, blocks.0.mlp.1, .2, ...; SwiGLU has an mlp.gate too."""
-    hidden = model.config.norm_name not in SEE_SCALE
+    """All of a GPT or ViT: blocks.0.attn.q, .k, .v, .o, blocks.0.mlp.1, .2, ...; SwiGLU has an mlp.gate too.
+
+    Those that are stored; one that a weight is computed from is not called blind, since q, k and v share its scale.
+    """
+    config = model.config
+    hidden = config.norm_name in SCALE_FREE and config.parametrization == "plain"
     return [
-        Matrix(f"blocks.{i}.{name}", Rows(layer.weight, *rows), tuple(biases(layer, rows, after)), blind and hidden)
+        Matrix(f"blocks.{i}.{name}", Rows(stored(layer), *rows), tuple(biases(layer, rows, after)), blind and hidden)
         for i, block in enumerate(model.blocks)
         if isinstance(block, Block)
         for name, layer, rows, after, blind in of_block(block, model.config)
@@ -133,6 +138,14 @@ def blind_matrices(model: Any, lr: float | Mapping[str, float]) -> list[Matrix]:
     rate = rates_by_parameter(model, lr)
     if blind := [matrix for matrix in matrices(model) if matrix.blind and matrix.weight.parameter in rate]:
         return blind
+    config = model.config
+    if config.norm_name not in SCALE_FREE or config.parametrization != "plain":
+        what = (
+            f"weights is {config.parametrization!r}"
+            if config.parametrization != "plain"
+            else f"norm is {config.norm_name!r}"
+        )
+        raise ValueError(f"nothing to calibrate: {what}; it takes plain weights and one of {', '.join(SCALE_FREE)}.")
     raise ValueError(
         "nothing to calibrate: QKNorm and MidNorm hide no matrix that an SGD steps. Use --placement dnt and "
         "--optimizer msgdw, or do not calibrate."

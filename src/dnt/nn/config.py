@@ -13,6 +13,15 @@ POSITIONS = ("learned", "rope")
 IMAGE_POSITIONS = ("learned", "sincos")
 POOLS = ("cls", "mean")
 DEFAULT_NORM = "rmsnorm"
+WEIGHTS = ("plain", "weight-norm", "spectral-norm", "sigma-reparam")  # what those of linear layers are computed from
+TURNING = ("spectral-norm", "sigma-reparam")  # of them: with singular vectors that a forward pass turns
+OF_BATCHES = ("batchnorm", "powernorm", "unifiednorm", "prepbn")  # norms with statistics of all tokens of a batch
+SCALE_FREE = ("layernorm", "rmsnorm", "prmsnorm", "scalenorm", "crmsnorm")  # norms of a token that hide its scale
+LEARNED: dict[str, tuple[int, int, int]] = {  # by a norm: gains and biases of each feature, and scalars
+    **dict.fromkeys(("layernorm", "centernorm", "batchnorm", "powernorm", "unifiednorm"), (1, 1, 0)),
+    **dict.fromkeys(("rmsnorm", "prmsnorm", "crmsnorm"), (1, 0, 0)),
+    **{"scalenorm": (0, 0, 1), "shift": (0, 0, 1), "dyt": (1, 1, 1), "prepbn": (2, 2, 1)},
+}
 
 
 def check_choice(name: str, known: tuple[str, ...], what: str) -> None:
@@ -36,6 +45,7 @@ def check_blocks(config: "GPTConfig | ViTConfig") -> None:
     """ValueError for what no Transformer can be built from; the fields that GPTConfig and ViTConfig share."""
     check_choice(config.activation, ACTIVATIONS, "activation")
     check_choice(config.init, INITS, "init")
+    check_choice(config.weights, WEIGHTS, "weights")
     check_counts(config, "depth", "dim", "heads")
     check_divides("heads", "dim", config)
     if config.kv_heads is not None and (config.kv_heads < 1 or config.heads % config.kv_heads):
@@ -74,12 +84,18 @@ class Widths:
     heads: int
     mlp_ratio: float
     norm: str
+    weights: str
     placement: str | Placement
 
     @property
     def norm_name(self) -> str:
         """The norm of the model: that which the placement prescribes, if it does."""
         return placement_named(self.placement).prescribes.norm or self.norm
+
+    @property
+    def parametrization(self) -> str:
+        """Of the linear layers' weights, likewise."""
+        return placement_named(self.placement).prescribes.weights or self.weights
 
     @property
     def stream(self) -> int:
@@ -106,7 +122,7 @@ class GPTConfig(Widths):
     attention probabilities and on each branch. kv_heads: heads of keys and values, each shared by heads / kv_heads
     queries (2305.13245); as many as heads if not given. drop_path: probability of dropping the branches of the last
     block, rising from 0 at the first (1603.09382). positions: learned, or rope (2104.09864, the two halves of a head
-    are the pairs) with its base.
+    are the pairs) with its base. weights: of linear layers, see dnt.nn.reparametrized.
     """
 
     vocab_size: int
@@ -129,11 +145,17 @@ class GPTConfig(Widths):
     kv_heads: int | None = None
     drop_path: float = 0.0
     head_bias: bool = False
+    weights: str = "plain"
 
     def __post_init__(self) -> None:
         check_blocks(self)
         check_choice(self.positions, POSITIONS, "positions")
         check_counts(self, "vocab_size", "context")
+        if self.norm_name in OF_BATCHES:
+            raise ValueError(
+                f"norm is {self.norm_name!r}, whose statistics run over all tokens of a batch: a causal model would "
+                "see later ones. Use a norm of each token, such as 'rmsnorm'; a ViT can have this one."
+            )
         placement = placement_named(self.placement)
         if placement.patch or placement.block == "lape":
             what = "patches" if placement.patch else "positions in the plane"
@@ -182,6 +204,7 @@ class ViTConfig(Widths):
     pool: str = "cls"
     in_dims: int = 2
     kv_heads: int | None = None
+    weights: str = "plain"
 
     def __post_init__(self) -> None:
         check_blocks(self)
@@ -247,7 +270,8 @@ def gpt_parameters(config: GPTConfig) -> int:
     """Number of parameters in closed form, tied ones once; for norms and placements as in block_parameters."""
     positions = config.context if config.positions == "learned" else 0
     embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + positions) * config.dim
-    return embeddings + config.vocab_size * config.head_bias + block_parameters(config)
+    head = () if config.tie_embeddings else (config.vocab_size,)
+    return embeddings + config.vocab_size * config.head_bias + block_parameters(config) + beside(config, *head)
 
 
 def vit_parameters(config: ViTConfig) -> int:
@@ -256,19 +280,32 @@ def vit_parameters(config: ViTConfig) -> int:
     positions = config.dim * (config.tokens if config.positions == "learned" else 0)
     class_token = config.dim if config.pool == "cls" else 0
     head = config.classes * (config.dim + config.bias)
-    return patches + positions + class_token + head + block_parameters(config)
+    kernel = (1,) if config.weights == "sigma-reparam" else ()
+    ends = patches + positions + class_token + head + beside(config, config.classes, *kernel)
+    return ends + block_parameters(config)
+
+
+def beside(config: GPTConfig | ViTConfig, *heights: int) -> int:
+    """What linear layers with so many rows store beside their matrices."""
+    return {"weight-norm": sum(heights), "sigma-reparam": len(heights)}.get(config.weights, 0)
+
+
+def norm_parameters(config: GPTConfig | ViTConfig, width: int) -> int:
+    """Of a norm so wide."""
+    gains, biases, scalars = LEARNED[config.norm]
+    return (gains + biases * config.bias) * width + scalars
 
 
 def block_parameters(config: GPTConfig | ViTConfig) -> int:
     """Of all blocks, and of the norms before and after them: S1 to S5 and the like, with LayerNorm or RMSNorm."""
     placement = placement_named(config.placement)
     with_bias = config.bias
-    norm = config.dim * (2 if with_bias and config.norm == "layernorm" else 1)
-    qk_norm = norm // config.heads
+    norm, qk_norm = norm_parameters(config, config.dim), norm_parameters(config, config.head_dim)
     qkv = config.dim + 2 * (config.kv_heads or config.heads) * config.head_dim
     attention = (qkv + config.dim) * (config.dim + with_bias)
     up = config.hidden * (2 if config.activation == "swiglu" else 1)
     mlp = up * (config.dim + with_bias) + config.dim * (config.hidden + with_bias)
     norms = sum(slots.pre + slots.mid + slots.post for slots in (placement.attn, placement.mlp)) * norm
     block = attention + mlp + norms + (2 * qk_norm if placement.qk else 0)
+    block += beside(config, qkv, config.dim, up, config.dim)
     return config.depth * block + (placement.input + placement.final) * norm

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.nn.init import initialize
 from dnt.nn.layers import KeyValueCache, rotation
+from dnt.nn.reparametrized import reparametrize
 from dnt.nn.stack import closing, opening, stack
 
 MOST_LOGITS = 1 << 26  # N x V that are kept for the backward pass: 256 MiB of float32
@@ -38,6 +39,7 @@ class GPT(nn.Module):
             self.head.weight = self.tokens.weight
         self.recompute = False  # whether the backward pass computes each block's activations again
         initialize(self, config)
+        reparametrize(self, config.parametrization)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:

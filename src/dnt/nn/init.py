@@ -1,6 +1,7 @@
 """Every initialization rule. A parameter that no rule claims is an error.
 
-Matrices, embeddings, the kernel of patches and the class token are N(0, std), gains 1, biases 0. GPT-2 divides the last
+Matrices, embeddings, the kernel of patches and the class token are N(0, std), gains what they say (those of norms 1),
+biases 0. GPT-2 divides the last
 matrix of every branch, W_o and W_2, by sqrt(2 depth), so that 2 depth branches add up to the size of one. A MidNorm
 undoes that factor and only brings the branch nearer to its eps, hence two rules for the blocks:
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from dnt.lookup import lookup
+from dnt.nn.gains import Affine, Gain
 from dnt.nn.layers import ClassToken, Sublayer
-from dnt.nn.norms import Gain, Shift
+from dnt.nn.norms import Shift
 from dnt.nn.placement import BY_DEPTH, placement_named
 
 
@@ -32,10 +34,10 @@ def initialize(model: Any, config: Any) -> None:
             case nn.Linear() | nn.Embedding() | nn.Conv2d() | nn.Conv3d() | ClassToken():
                 if module.weight not in claimed:  # a tied head is the embedding, already drawn
                     nn.init.normal_(module.weight, std=config.init_std)
-            case nn.LayerNorm() | nn.RMSNorm():
-                nn.init.ones_(module.weight)
             case Gain():
                 nn.init.constant_(module.weight, module.start)
+            case nn.LayerNorm() | nn.RMSNorm() | nn.BatchNorm1d() | Affine():
+                nn.init.ones_(module.weight)
             case Shift():
                 pass
             case _:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dnt.lookup import lookup
 from dnt.nn.attention import ATTENTIONS
 from dnt.nn.config import GPTConfig, ViTConfig
-from dnt.nn.norms import Gain, LayerNorm, MakeNorm, RMSNorm
+from dnt.nn.gains import Gain
+from dnt.nn.norms import LayerNorm, MakeNorm, RMSNorm
 from dnt.nn.placement import QK_NORMS, Placement, Slots, factor
 
 

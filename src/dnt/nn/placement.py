@@ -152,8 +152,9 @@ class Placement:
         if self.block in BLOCK_FORMULAS:
             return BLOCK_FORMULAS[self.block]
         name = {"softmax": "attn"}.get(self.attention, f"{self.attention}-attn")
-        marks = ["qk"] * (self.qk is True) + [str(self.qk)] * isinstance(self.qk, str) * bool(self.qk)
-        marks += ["after rotary"] * self.after_rotary + ["v"] * self.v + ["head scale"] * self.head_scale
+        qk = f"{self.qk}-qk" if isinstance(self.qk, str) and self.qk else "qk"
+        marks = [qk + "-after-rotary" * self.after_rotary] * bool(self.qk)
+        marks += ["v"] * self.v + ["head-scale"] * self.head_scale
         attn = f"{name}_{'+'.join(marks)}" if marks else name
         return f"{self.attn.formula(attn)}; {self.mlp.formula('mlp')}"
 

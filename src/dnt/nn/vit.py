@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from dnt.nn.config import ViTConfig, vit_config
 from dnt.nn.init import initialize
 from dnt.nn.layers import ClassToken
+from dnt.nn.reparametrized import reparametrize
 from dnt.nn.stack import around_patches, closing, opening, stack
 
 PATCH_EMBEDDINGS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -40,6 +41,7 @@ class ViT(nn.Module):
         self.head = nn.Linear(config.stream, config.classes, bias=config.bias)
         self.recompute = False  # as in GPT
         initialize(self, config)
+        reparametrize(self, config.parametrization)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:

@@ -13,7 +13,7 @@ def by_kind(steps: Mapping[str, float]) -> dict[str, float]:
     for name, step in steps.items():
         in_block = name.startswith("blocks.")
         kind = name.split(".", 2)[2] if in_block else name.split(".")[0]
-        if kind.endswith((".weight", ".bias") if in_block else "norm"):
+        if kind.endswith((".weight", ".bias", ".g", ".original0") if in_block else "norm"):
             kind = "gains"
         if 0 < step < inf:
             kinds.setdefault(kind, []).append(step)
