@@ -288,6 +288,8 @@ class Loop:
             bound = self.clip_bound()
             norm = self.clipped(bound)
             self.optimizer.step()
+            if settings.prescribed:
+                self.model.after_step()
             self.optimizer.zero_grad()
             if self.average:
                 # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)

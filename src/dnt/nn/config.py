@@ -67,12 +67,21 @@ def check_placement(config: "GPTConfig | ViTConfig") -> None:
     prescribed = placement.prescribes.norm
     if prescribed and config.norm not in (prescribed, DEFAULT_NORM):
         raise ValueError(f"placement {config.placement} is made of {prescribed}; drop norm={config.norm!r}.")
+    if placement.prescribes.unit_weights and config.weights != "plain":
+        raise ValueError(f"placement {config.placement} normalizes the weights itself; drop weights={config.weights!r}.")
     for block in placement.of_blocks(config.depth):
         for slots in (block.attn, block.mlp):
             for value in (slots.skip, slots.scale, slots.gain or 0.0):
                 factor(value, 0, 1)
         if block.after_rotary and block.qk == "all-heads":
             raise ValueError("QKNorm over all heads stands before the rotary positions; drop after_rotary.")
+        if block.block in ("sas", "sas-p") and config.kv_heads not in (None, config.heads):
+            raise ValueError(
+                f"placement {config.placement} has no values but the features of each head; drop kv_heads="
+                f"{config.kv_heads}."
+            )
+        if config.norm_name == "crmsnorm" and block.block in ("ngpt", "sas", "sas-p"):
+            raise ValueError(f"crmsnorm leaves out a feature, which {config.placement} needs; use another norm.")
         if config.norm_name == "crmsnorm" and (block.qk is True or block.v or block.attn.inner or block.mlp.inner):
             raise ValueError("crmsnorm is of the residual stream, with one feature left out; no QKNorm or inner norm.")
 

@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.nn.init import initialize
 from dnt.nn.layers import KeyValueCache, rotation
+from dnt.nn.ngpt import unit_weights
+from dnt.nn.placement import placement_named
 from dnt.nn.reparametrized import reparametrize
-from dnt.nn.stack import closing, opening, stack
+from dnt.nn.stack import closing, forking, head_of, opening, stack
 
 MOST_LOGITS = 1 << 26  # N x V that are kept for the backward pass: 256 MiB of float32
 
@@ -31,15 +33,21 @@ class GPT(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context, config.stream)
         self.input_norm = opening(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = forking(config)
         self.blocks = stack(config, causal=True)
         self.final_norm = closing(config)
-        self.head = nn.Linear(config.stream, config.vocab_size, bias=config.head_bias)
+        self.head = head_of(config, config.vocab_size, config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.tokens.weight
         self.recompute = False  # whether the backward pass computes each block's activations again
         initialize(self, config)
         reparametrize(self, config.parametrization)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """What the placement prescribes after each step of an optimizer, in place."""
+        if placement_named(self.config.placement).prescribes.unit_weights:
+            unit_weights(self)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:

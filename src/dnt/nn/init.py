@@ -114,6 +114,28 @@ def fixup(block: nn.Module, depth: int) -> None:
             nn.init.normal_(matrix, std=math.sqrt(2 / matrix.shape[1] / (2 * depth)))
 
 
+def ngpt(block: nn.Module, depth: int) -> None:
+    """N(0, 1 / sqrt(D)), whose lengths the unit weights then undo (2410.01131)."""
+    for matrix in matrices(block).values():
+        nn.init.normal_(matrix, std=block.attn.f.qkv.in_features**-0.5)
+
+
+def sas(block: nn.Module, depth: int) -> None:
+    """2311.01906: no queries, and values that are the features; N(0, std) else."""
+    projections = block.attn.f.qkv
+    q, _ = projections.qk.weight.chunk(2)
+    nn.init.zeros_(q)
+    if projections.first:
+        nn.init.zeros_(projections.v.matrix.weight)
+
+
+def unit_ends(model: Any) -> None:
+    """2410.01131: embeddings and head as the matrices of blocks."""
+    modules = [module for modules in model.ends.values() for module in modules if not isinstance(module, nn.Identity)]
+    for weight in dict.fromkeys(module.weight for module in modules):  # a tied head is the embedding
+        nn.init.normal_(weight, std=model.config.stream**-0.5)
+
+
 def without_head(model: Any) -> None:
     """1901.09321: the head 0, but a tied one, which is the embedding."""
     if not getattr(model.config, "tie_embeddings", False):
@@ -128,5 +150,10 @@ INITS: dict[str, Callable[[nn.Module, int], None]] = {  # of a block, and the nu
     "sub-ln": sub_ln,
     "spectral": spectral,
     "fixup": fixup,
+    "ngpt": ngpt,
+    "sas": sas,
 }
-ENDS: dict[str, Callable[[Any], None]] = {"fixup": without_head}  # what the same rules do to the rest of a model
+ENDS: dict[str, Callable[[Any], None]] = {  # what the same rules do to the rest of a model
+    "fixup": without_head,
+    "ngpt": unit_ends,
+}

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from functools import partial
 from math import log2, sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,13 @@ class AllHeads(nn.Module):
         return self.norm(x.flatten(-2)).unflatten(-1, x.shape[-2:])
 
 
+class HeadGain(Gain):
+    """x (..., H, T, K) times a learned number of each head."""
+
+    def forward(self, x_BHTK: Tensor) -> Tensor:
+        return self.weight[:, None, None] * x_BHTK
+
+
 class Times(nn.Module):
     """By a number that is not learned."""
 
@@ -176,7 +183,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = qk_norms(placement.qk, config, norm)
         self.v_norm = norm(width) if placement.v else nn.Identity()
         self.attention = lookup(ATTENTIONS, placement.attention, "attention")
-        self.head_scale = Gain(self.heads, 1, 1) if placement.head_scale else nn.Identity()
+        self.head_scale = HeadGain(self.heads) if placement.head_scale else nn.Identity()
         self.inner = norm(config.dim) if placement.attn.inner else nn.Identity()
         self.out = nn.Linear(config.dim, config.stream, bias=config.bias)
 
@@ -228,7 +235,9 @@ class Sublayer(nn.Module):
         super().__init__()
         self.slots = slots
         skip, scale = (factor(value, layer, config.depth) for value in (slots.skip, slots.scale))
-        gain: nn.Module = Gain(1) if slots.multiplier else nn.Identity()
+        gain: nn.Module = nn.Identity()
+        if slots.multiplier is not None:
+            gain = Gain(1, start=factor(slots.multiplier, layer, config.depth))
         if slots.gain is not None:
             gain = Gain(config.stream, start=factor(slots.gain, layer, config.depth))
         self.pre = norm(config.stream) if slots.pre else nn.Identity()
@@ -242,8 +251,20 @@ class Sublayer(nn.Module):
         self.post = norm(config.stream) if slots.post else nn.Identity()
 
     def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
-        branch = self.drop(self.gain(self.mid(self.f(self.scale(self.pre(x_BTD)), **context))))
-        return self.post(torch.add(branch, self.carry(x_BTD), alpha=self.skip))
+        return self.joined(self.branch(x_BTD, **context), x_BTD)
+
+    def branch(self, x_BTD: Tensor, **context: Any) -> Tensor:
+        """What is added to the stream."""
+        return self.of(self.normed(x_BTD), **context)
+
+    def normed(self, x_BTD: Tensor) -> Tensor:
+        return self.scale(self.pre(x_BTD))
+
+    def of(self, normed_BTD: Tensor, **context: Any) -> Tensor:
+        return self.drop(self.gain(self.mid(self.f(normed_BTD, **context))))
+
+    def joined(self, branch_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        return self.post(torch.add(branch_BTD, self.carry(x_BTD), alpha=self.skip))
 
 
 def dropping(config: GPTConfig | ViTConfig, layer: int) -> nn.Module:
@@ -254,13 +275,16 @@ def dropping(config: GPTConfig | ViTConfig, layer: int) -> nn.Module:
 class Block(nn.Module):
     """Attention, then feed-forward, each in the norms that the placement gives it; `layer` counts from 0."""
 
+    streams: ClassVar[int] = 1  # of width D, side by side in what the block maps
+    sublayer: ClassVar[type[Sublayer]] = Sublayer
+
     def __init__(self, config: GPTConfig | ViTConfig, placement: Placement, norm: MakeNorm, layer: int, causal: bool):
         super().__init__()
         self.placement = placement
         drop = dropping(config, layer)
         attn, mlp = Attention(config, placement, norm, causal), MLP(config, placement, norm)
-        self.attn = Sublayer(attn, placement.attn, norm, config, layer, drop)
-        self.mlp = Sublayer(mlp, placement.mlp, norm, config, layer, drop)
+        self.attn = self.sublayer(attn, placement.attn, norm, config, layer, drop)
+        self.mlp = self.sublayer(mlp, placement.mlp, norm, config, layer, drop)
 
     def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
         return self.mlp(self.attn(x_BTD, **context))

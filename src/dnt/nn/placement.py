@@ -32,8 +32,8 @@ class Slots:
     """The norms N of one sublayer f: post(skip * x + mid(f(pre(x)))); an absent norm is the identity.
 
     inner: before the last matrix of f, on what all heads or the activations give. scale: of what pre gives. gain: the
-    branch has a learned vector, which begins there; multiplier: a learned number, which begins at 1. skip_gain: so
-    does x, a vector.
+    branch has a learned vector, which begins there; multiplier: a learned number, likewise. skip_gain: x has a vector,
+    which begins at 1.
     """
 
     pre: bool = False
@@ -43,7 +43,7 @@ class Slots:
     inner: bool = False
     scale: Factor = 1.0
     gain: Factor | None = None
-    multiplier: bool = False
+    multiplier: Factor | None = None
     skip_gain: bool = False
 
     @property
@@ -55,7 +55,7 @@ class Slots:
         x = "N(x)" if self.pre else "x"
         branch = f"{f}({times(self.scale, x)})"
         branch = f"N({branch})" if self.mid else branch
-        branch = f"a {branch}" if self.gain is not None or self.multiplier else branch
+        branch = f"a {branch}" if self.gain is not None or self.multiplier is not None else branch
         total = f"{'b x' if self.skip_gain else times(self.skip, 'x')} + {branch}"
         return f"N({total})" if self.post else total
 
@@ -169,9 +169,9 @@ class Placement:
 BLOCK_FORMULAS = {  # of the rows of dnt.nn.stack.BLOCKS that are no sublayers
     "residual": "x, d = N(x + f(x)), d + f(x)",
     "ngpt": "U(x + a (U(f(x)) - x)) with U(x) = x / |x|",
-    "lape": "p = N(p); x + attn(N(x) + p); x + mlp(N(x))",
-    "sas": "A N(x); x + a mlp(N(x)) with A = a 1 + b softmax(q k) - c / t",
-    "sas-p": "a mlp(N(x)) + b A N(x) with A as in sas",
+    "lape": "x + attn(N(x) + p); x + mlp(N(x)); p = N(p)",
+    "sas": "a A N(x); b x + c mlp(N(x)) with A = a 1 + b softmax(q k) - c / t",
+    "sas-p": "y = N(x); a A y + c mlp(y) with A as in sas",
 }
 QK_NORMS = ("layernorm", "rmsnorm", "all-heads", "unit", "cosine")  # beside True; made in dnt.nn.layers
 
@@ -223,6 +223,7 @@ PLACEMENTS: dict[str, Placement] = {
     "ngpt": Placement(
         attn=NONE,
         mlp=NONE,
+        final=False,
         block="ngpt",
         prescribes=Prescription(init="ngpt", decay=False, warmup=False, unit_weights=True),
         source="2410.01131",
@@ -238,8 +239,20 @@ PLACEMENTS: dict[str, Placement] = {
     ),
     "pre-crmsnorm": Placement(attn=PRE, mlp=PRE, prescribes=Prescription(norm="crmsnorm"), source="2305.14858"),
     "dyt": Placement(attn=PRE, mlp=PRE, prescribes=Prescription(norm="dyt"), source="2503.10622"),
-    "sas": Placement(attn=PRE, mlp=PRE, block="sas", prescribes=Prescription(init="sas"), source="2311.01906"),
-    "sas-p": Placement(attn=PRE, mlp=PRE, block="sas-p", prescribes=Prescription(init="sas"), source="2311.01906"),
+    "sas": Placement(
+        attn=Slots(pre=True, skip=0.0, multiplier=1.0),
+        mlp=Slots(pre=True, multiplier=0.1),
+        block="sas",
+        prescribes=Prescription(init="sas"),
+        source="2311.01906",
+    ),
+    "sas-p": Placement(
+        attn=Slots(skip=0.0, multiplier=1.0),
+        mlp=Slots(skip=0.0, multiplier=0.1),
+        block="sas-p",
+        prescribes=Prescription(init="sas"),
+        source="2311.01906",
+    ),
     "lipsformer": Placement(
         attn=Slots(post=True, gain="1/L"),
         mlp=Slots(post=True, gain="1/L"),
@@ -256,8 +269,8 @@ PLACEMENTS: dict[str, Placement] = {
         source="2303.06296",
     ),
     "fixup": Placement(
-        attn=Slots(pre=True, inner=True, multiplier=True),
-        mlp=Slots(pre=True, inner=True, multiplier=True),
+        attn=Slots(pre=True, inner=True, multiplier=1.0),
+        mlp=Slots(pre=True, inner=True, multiplier=1.0),
         prescribes=Prescription(norm="shift", init="fixup"),
         source="1901.09321",
     ),

@@ -1,16 +1,28 @@
 """The blocks of a model, and what stands before and after them."""
 # B batch, C channels, S the axes of an image (H W, or D H W)
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, ViTConfig
-from dnt.nn.layers import Block
+from dnt.nn.lape import First, LaPEBlock, OfFirst, beside
+from dnt.nn.layers import Block, Unit
+from dnt.nn.ngpt import UnitBlock, UnitHead
 from dnt.nn.norms import norm_of
 from dnt.nn.placement import placement_named
+from dnt.nn.residual import Doubled, Joined, ResiDualBlock
+from dnt.nn.simplified import ParallelBlock, SimplifiedBlock
 
 BLOCKS: dict[str, type[nn.Module]] = {  # made of config, placement, norm, layer (from 0), causal
     "sublayers": Block,
+    "residual": ResiDualBlock,
+    "ngpt": UnitBlock,
+    "lape": LaPEBlock,
+    "sas": SimplifiedBlock,
+    "sas-p": ParallelBlock,
 }
 
 
@@ -25,16 +37,53 @@ def stack(config: GPTConfig | ViTConfig, causal: bool) -> nn.ModuleList:
     )
 
 
+def placing(config: ViTConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """How positions (T, D) join what is embedded (B, T, D)."""
+    return beside if placement_named(config.placement).block == "lape" else torch.add
+
+
 def opening(config: GPTConfig | ViTConfig) -> nn.Module:
-    """What the sum of embedding and position goes through before the first block."""
+    """What embedding and position go through before the first block, but for their dropout."""
     placement = placement_named(config.placement)
-    return norm_of(config, placement.prescribes.norm)(config.stream) if placement.input else nn.Identity()
+    norm = norm_of(config, placement.prescribes.norm)(config.stream) if placement.input else nn.Identity()
+    match placement.block:
+        case "ngpt":
+            return Unit()
+        case "lape":
+            return OfFirst(norm)
+        case _:
+            return norm
+
+
+def forking(config: GPTConfig | ViTConfig) -> nn.Module:
+    """Dropout of what the first block gets, and a second stream where it begins as the first."""
+    drop = nn.Dropout(config.dropout)
+    match placement_named(config.placement).block:
+        case "residual":
+            return nn.Sequential(drop, Doubled())
+        case "lape":
+            return OfFirst(drop)
+        case _:
+            return drop
 
 
 def closing(config: GPTConfig | ViTConfig) -> nn.Module:
     """What the last block's output goes through before the head."""
     placement = placement_named(config.placement)
-    return norm_of(config, placement.prescribes.norm)(config.stream) if placement.final else nn.Identity()
+    norm = norm_of(config, placement.prescribes.norm)(config.stream) if placement.final else nn.Identity()
+    match placement.block:
+        case "residual":
+            return Joined(norm)
+        case "lape":
+            return nn.Sequential(First(), norm)
+        case _:
+            return norm
+
+
+def head_of(config: GPTConfig | ViTConfig, outputs: int, bias: bool) -> nn.Linear:
+    """From the last norm to a score for each token of the vocabulary, or class."""
+    kind = UnitHead if placement_named(config.placement).block == "ngpt" else nn.Linear
+    return kind(config.stream, outputs, bias=bias)
 
 
 def around_patches(config: ViTConfig) -> tuple[nn.Module, nn.Module]:

@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from dnt.nn.config import ViTConfig, vit_config
 from dnt.nn.init import initialize
 from dnt.nn.layers import ClassToken
+from dnt.nn.ngpt import unit_weights
+from dnt.nn.placement import placement_named
 from dnt.nn.reparametrized import reparametrize
-from dnt.nn.stack import around_patches, closing, opening, stack
+from dnt.nn.stack import around_patches, closing, forking, head_of, opening, placing, stack
 
 PATCH_EMBEDDINGS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -34,14 +36,21 @@ class ViT(nn.Module):
         self.class_token = ClassToken(config.stream) if config.pool == "cls" else nn.Identity()
         if config.positions == "learned":
             self.positions = nn.Embedding(config.tokens, config.stream)
+        self.place = placing(config)
         self.input_norm = opening(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = forking(config)
         self.blocks = stack(config, causal=False)
         self.final_norm = closing(config)
-        self.head = nn.Linear(config.stream, config.classes, bias=config.bias)
+        self.head = head_of(config, config.classes, config.bias)
         self.recompute = False  # as in GPT
         initialize(self, config)
         reparametrize(self, config.parametrization)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """As of GPT."""
+        if placement_named(self.config.placement).prescribes.unit_weights:
+            unit_weights(self)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:
@@ -62,11 +71,12 @@ class ViT(nn.Module):
             raise ValueError(f"got images of shape {tuple(images_BCS.shape)}; this model reads (B, {known}).")
         x_BTD = self.patch_norm(self.patches(self.pixel_norm(images_BCS)).flatten(2).transpose(1, 2))
         if config.positions == "learned":
-            x_BTD = self.class_token(x_BTD) + self.positions.weight
+            positions_TD = self.positions.weight
         else:
-            positions = sincos(config.side, config.in_dims, config.dim, images_BCS.device)
-            x_BTD = self.class_token(x_BTD + positions.to(self.patches.weight.dtype))
-        x_BTD = self.drop(self.input_norm(x_BTD))
+            of_patches = sincos(config.side, config.in_dims, config.dim, images_BCS.device)
+            without = config.tokens - len(of_patches)  # the class token
+            positions_TD = F.pad(of_patches, (0, 0, without, 0)).to(self.patches.weight.dtype)
+        x_BTD = self.drop(self.input_norm(self.place(self.class_token(x_BTD), positions_TD)))
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
