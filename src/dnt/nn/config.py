@@ -68,7 +68,9 @@ def check_placement(config: "GPTConfig | ViTConfig") -> None:
     if prescribed and config.norm not in (prescribed, DEFAULT_NORM):
         raise ValueError(f"placement {config.placement} is made of {prescribed}; drop norm={config.norm!r}.")
     if placement.prescribes.unit_weights and config.weights != "plain":
-        raise ValueError(f"placement {config.placement} normalizes the weights itself; drop weights={config.weights!r}.")
+        raise ValueError(
+            f"placement {config.placement} normalizes the weights itself; drop weights={config.weights!r}."
+        )
     for block in placement.of_blocks(config.depth):
         for slots in (block.attn, block.mlp):
             for value in (slots.skip, slots.scale, slots.gain or 0.0):

@@ -93,12 +93,13 @@ class Prescription:
 class Placement:
     """Which positions of a Transformer are normalized, and how else it departs from the usual one.
 
-    attn, mlp: the norms of the two sublayers. input: InputNorm, on embedding + position before block 1. qk: QKNorm, on
-    each head's queries and keys, one gain of head width; or a row of QK_NORMS. after_rotary: QKNorm follows the rotary
-    positions. v: likewise of the values. final: the norm before the head. patch: norms before and after the embedding
-    of patches. attention: a row of dnt.nn.attention.ATTENTIONS. head_scale: a learned number for each head. block: a
-    row of dnt.nn.stack.BLOCKS, where the formula of Slots does not fit. layers: other placements for the blocks, from
-    the first, each for so many blocks, or for a share of them; the last for the rest.
+    attn, mlp: the norms of the two sublayers. input: InputNorm, on embedding + position before block 1. qk: QKNorm,
+    on each head's queries and keys, one gain of head width; or a row of QK_NORMS. after_rotary: QKNorm follows the
+    rotary positions. v: likewise of the values. final: the norm before the head. patch: norms before and after the
+    embedding of patches. embed_gain: a GPT's embedding + position has a learned factor, which begins at sqrt(D).
+    attention: a row of dnt.nn.attention.ATTENTIONS. head_scale: a learned number for each head. block: a row of
+    dnt.nn.stack.BLOCKS, where the formula of Slots does not fit. layers: other placements for the blocks, from the
+    first, each for so many blocks, or for a share of them; the last for the rest.
     """
 
     attn: Slots
@@ -110,6 +111,7 @@ class Placement:
     after_rotary: bool = False
     v: bool = False
     patch: bool = False
+    embed_gain: bool = False
     attention: str = "softmax"
     head_scale: bool = False
     block: str = "sublayers"
@@ -137,7 +139,8 @@ class Placement:
 
     def formula(self) -> str:
         """The forward pass in one line."""
-        start = "x = N(embed)" if self.input else "x = N(W N(patch)) + position" if self.patch else "x = embed"
+        embed = "s embed" if self.embed_gain else "embed"
+        start = f"x = N({embed})" if self.input else "x = N(W N(patch)) + position" if self.patch else f"x = {embed}"
         if self.layers:
             parts = []
             for i, (placement, share) in enumerate(self.layers):
@@ -238,7 +241,7 @@ PLACEMENTS: dict[str, Placement] = {
         source="s2 with QKNorm after the rotary positions (nanochat)",
     ),
     "pre-crmsnorm": Placement(attn=PRE, mlp=PRE, prescribes=Prescription(norm="crmsnorm"), source="2305.14858"),
-    "dyt": Placement(attn=PRE, mlp=PRE, prescribes=Prescription(norm="dyt"), source="2503.10622"),
+    "dyt": Placement(attn=PRE, mlp=PRE, embed_gain=True, prescribes=Prescription(norm="dyt"), source="2503.10622"),
     "sas": Placement(
         attn=Slots(pre=True, skip=0.0, multiplier=1.0),
         mlp=Slots(pre=True, multiplier=0.1),

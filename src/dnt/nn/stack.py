@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, ViTConfig
+from dnt.nn.gains import Gain
 from dnt.nn.lape import First, LaPEBlock, OfFirst, beside
 from dnt.nn.layers import Block, Unit
 from dnt.nn.ngpt import UnitBlock, UnitHead
@@ -46,6 +47,8 @@ def opening(config: GPTConfig | ViTConfig) -> nn.Module:
     """What embedding and position go through before the first block, but for their dropout."""
     placement = placement_named(config.placement)
     norm = norm_of(config, placement.prescribes.norm)(config.stream) if placement.input else nn.Identity()
+    if placement.embed_gain and isinstance(config, GPTConfig):
+        return nn.Sequential(Gain(1, start=config.dim**0.5), norm)
     match placement.block:
         case "ngpt":
             return Unit()
