@@ -101,6 +101,13 @@ class Unit(nn.Module):
         return self.scale * F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
+class HeadScale(Gain):
+    """A learned number for each head; x (..., H, T, K). One dimension, as all gains, so that it does not decay."""
+
+    def forward(self, x_BHTK: Tensor) -> Tensor:
+        return self.weight[:, None, None] * x_BHTK
+
+
 class AllHeads(nn.Module):
     """A norm over the features of all heads together; x (..., H, K)."""
 
@@ -175,7 +182,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = qk_norms(placement.qk, config, norm)
         self.v_norm = norm(width) if placement.v else nn.Identity()
         self.attention = lookup(ATTENTIONS, placement.attention, "attention")
-        self.head_scale = Gain(self.heads, 1, 1) if placement.head_scale else nn.Identity()
+        self.head_scale = HeadScale(self.heads) if placement.head_scale else nn.Identity()
         self.inner = norm(config.dim) if placement.attn.inner else nn.Identity()
         self.out = nn.Linear(config.dim, config.stream, bias=config.bias)
 
