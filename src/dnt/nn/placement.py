@@ -60,6 +60,11 @@ class Slots:
         return f"N({total})" if self.post else total
 
 
+def blocks(share: int | float, depth: int) -> int:
+    """So many blocks, or a share of all, rounded down; 0.58 of 50 is 29, though 0.58 * 50 is a little less."""
+    return share if isinstance(share, int) else int(share * depth + 1e-9)
+
+
 def times(value: Factor, x: str) -> str:
     return x if value == 1 else f"{value if isinstance(value, str) else f'{value:g}'} {x}"
 
@@ -118,23 +123,41 @@ class Placement:
     prescribes: Prescription = field(default_factory=Prescription)
     layers: tuple[tuple["Placement", int | float], ...] = ()
 
+    def __post_init__(self) -> None:
+        """ValueError for layers that cannot follow on one another."""
+        if any(share == 0 for _, share in self.layers[:-1]):
+            raise ValueError("in layers all parts but the last need a number of blocks, as in post-ln:4,pre-ln.")
+        if any(placement.layers for placement, _ in self.layers):
+            raise ValueError("a part of a placement in layers is itself in layers; write its own parts out.")
+        one, *others = dict.fromkeys(placement.shared() for placement in (self, *(part for part, _ in self.layers)))
+        if others:
+            raise ValueError(
+                "these placements do not go into one model, as they differ in more than the norms of a block: "
+                f"{'; '.join([one, *others])}."
+            )
+
+    def shared(self) -> str:
+        """What all blocks of a model must share; the initialization is each block's own."""
+        prescribed = str(replace(self.prescribes, init="", rates=())) or "nothing prescribed"
+        return f"{BLOCK_FORMULAS[self.block]}, {prescribed}" if self.block in BLOCK_FORMULAS else prescribed
+
     @property
     def hides(self) -> bool:
         """Whether some branch does not see the scale of its matrices."""
+        if self.layers:
+            return any(placement.hides for placement, _ in self.layers)
         return bool(self.qk or self.v or any(s.mid or s.inner for s in (self.attn, self.mlp)))
 
     def of_blocks(self, depth: int) -> list["Placement"]:
-        """That of each block. ValueError if the layers are more than there are blocks."""
+        """That of each block. ValueError if the layers are not as many as there are blocks."""
         if not self.layers:
             return [self] * depth
-        found: list[Placement] = []
-        for placement, share in self.layers[:-1]:
-            found += [placement] * (share if isinstance(share, int) else int(share * depth))
-        last, share = self.layers[-1]
-        rest = depth - len(found)
-        if rest < 0 or (isinstance(share, int) and share and share != rest):
-            wants = len(found) + (share if isinstance(share, int) else 0)
-            raise ValueError(f"the placement names {wants} blocks, the model has {depth}; leave out the last number.")
+        *first, (last, share) = self.layers
+        found = [placement for placement, part in first for _ in range(blocks(part, depth))]
+        rest = max(0, depth - len(found))
+        named = len(found) + (blocks(share, depth) if share else rest)
+        if named != depth:
+            raise ValueError(f"the placement names {named} blocks, the model has {depth}; leave out the last number.")
         return found + [last] * rest
 
     def formula(self) -> str:
@@ -314,25 +337,10 @@ def part(entry: str, spec: str) -> tuple[Placement, int | float]:
 
 def in_layers(parts: list[tuple[Placement, int | float]]) -> Placement:
     """One placement of several, from the first block on. What stands before the blocks is of the first part, what
-    stands after them of the last. ValueError for what cannot follow on one another."""
+    stands after them of the last.
+    """
     (first, _), (last, _) = parts[0], parts[-1]
-    if any(share == 0 for _, share in parts[:-1]) or any(placement.layers for placement, _ in parts):
-        raise ValueError("of a placement in layers all parts but the last need a number of blocks, as in post-ln:4.")
-    for what in ("block", "prescribes"):
-        one, *others = {key(what, placement) for placement, _ in parts}
-        if others:
-            raise ValueError(
-                f"these placements do not go into one model, as they differ in more than the norms of a block: {one}, "
-                f"{', '.join(others)}."
-            )
     return replace(last, input=first.input, patch=first.patch, layers=tuple(parts), source="")
-
-
-def key(what: str, placement: Placement) -> str:
-    """What all blocks of a model must share; the initialization is each block's own."""
-    if what == "block":
-        return BLOCK_FORMULAS.get(placement.block, "sublayers")
-    return str(replace(placement.prescribes, init="", rates=())) or "nothing prescribed"
 
 
 def placement_from(fields: dict[str, Any]) -> Placement:
