@@ -15,6 +15,7 @@ from dnt.interchange.tokenizer import FAST, as_fast
 from dnt.nn.config import GPT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.layers import KeyValueCache
+from dnt.nn.ngpt import UnitHead
 from dnt.weights import build_config, load
 
 try:
@@ -158,6 +159,8 @@ class DNTForCausalLM(transformers.PreTrainedModel, transformers.GenerationMixin)
         self.gpt.head = new_embeddings
 
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> nn.Embedding:
+        if isinstance(self.gpt.head, UnitHead):
+            raise ValueError("the head of nGPT has a learned number for each token; build a model of that vocab_size.")
         tokens = super().resize_token_embeddings(*arguments, **options)
         self.gpt.config = replace(self.gpt.config, vocab_size=tokens.num_embeddings)
         return tokens

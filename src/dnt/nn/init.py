@@ -114,13 +114,13 @@ def fixup(block: nn.Module, depth: int) -> None:
             nn.init.normal_(matrix, std=math.sqrt(2 / matrix.shape[1] / (2 * depth)))
 
 
-def ngpt(block: nn.Module, depth: int) -> None:
+def ngpt(block: Any, depth: int) -> None:
     """N(0, 1 / sqrt(D)), whose lengths the unit weights then undo (2410.01131)."""
     for matrix in matrices(block).values():
         nn.init.normal_(matrix, std=block.attn.f.qkv.in_features**-0.5)
 
 
-def sas(block: nn.Module, depth: int) -> None:
+def sas(block: Any, depth: int) -> None:
     """2311.01906: no queries, and values that are the features; N(0, std) else."""
     projections = block.attn.f.qkv
     q, _ = projections.qk.weight.chunk(2)

@@ -30,7 +30,7 @@ class LaPEBlock(Block):
         super().__init__(config, placement, norm, layer, causal)
         self.position_norm = norm(config.stream)
 
-    def forward(self, xp_BTE: Tensor, **context: Any) -> Tensor:
+    def forward(self, xp_BTE: Tensor, /, **context: Any) -> Tensor:
         x, p = xp_BTE.chunk(2, dim=-1)
         p = self.position_norm(p)
         branch = self.attn.of(self.attn.normed(x) + p, **context)

@@ -250,7 +250,7 @@ class Sublayer(nn.Module):
         self.skip = skip
         self.post = norm(config.stream) if slots.post else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
+    def forward(self, x_BTD: Tensor, /, **context: Any) -> Tensor:
         return self.joined(self.branch(x_BTD, **context), x_BTD)
 
     def branch(self, x_BTD: Tensor, **context: Any) -> Tensor:
@@ -286,5 +286,5 @@ class Block(nn.Module):
         self.attn = self.sublayer(attn, placement.attn, norm, config, layer, drop)
         self.mlp = self.sublayer(mlp, placement.mlp, norm, config, layer, drop)
 
-    def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
+    def forward(self, x_BTD: Tensor, /, **context: Any) -> Tensor:
         return self.mlp(self.attn(x_BTD, **context))

@@ -19,7 +19,7 @@ class Doubled(nn.Module):
 class DualSublayer(Sublayer):
     """(x | d) -> (N(x + u) | d + u) with u = f(x)."""
 
-    def forward(self, xd_BTE: Tensor, **context: Any) -> Tensor:
+    def forward(self, xd_BTE: Tensor, /, **context: Any) -> Tensor:
         x, d = xd_BTE.chunk(2, dim=-1)
         u = self.branch(x, **context)
         return torch.cat([self.joined(u, x), d + u], dim=-1)

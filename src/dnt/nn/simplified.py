@@ -56,6 +56,7 @@ class Shaped(nn.Module):
         tokens, seen = q_BHTK.shape[-2], v_BHSK.shape[-2]
         sees = torch.ones(tokens, seen, dtype=torch.bool, device=v_BHSK.device) if mask is None else mask
         sees = sees.tril() if causal else sees
+        sees = sees.to(torch.promote_types(v_BHSK.dtype, torch.float32))
         uniform = (sees / sees.sum(-1, keepdim=True)).to(v_BHSK.dtype)
         return (
             self.itself(v_BHSK[..., seen - tokens :, :])
@@ -66,6 +67,9 @@ class Shaped(nn.Module):
 
 class ShapedAttention(Attention):
     """Shaped attention on values that are the features themselves, and without W_o."""
+
+    qkv: Any
+    out: Any
 
     def __init__(self, config: GPTConfig | ViTConfig, placement: Placement, norm: MakeNorm, causal: bool, first: bool):
         super().__init__(config, placement, norm, causal)
@@ -92,6 +96,6 @@ class ParallelBlock(SimplifiedBlock):
         self.norm = norm(config.stream)
         self.mlp.carry = nn.Identity()
 
-    def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
+    def forward(self, x_BTD: Tensor, /, **context: Any) -> Tensor:
         x = self.norm(x_BTD)
         return self.attn.branch(x, **context) + self.mlp.branch(x)
