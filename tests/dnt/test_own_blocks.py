@@ -427,6 +427,16 @@ def test_compiled_and_with_activations_computed_again_it_has_the_same_gradients(
         torch.testing.assert_close(other, expected)
 
 
+@gpts
+def test_in_bfloat16_throughout_it_comes_near_what_it_computes_in_float64(name):
+    model = randomized(gpt(name))
+    tokens = tokens_of(model)
+    expected = model(tokens)
+    found = model.bfloat16()(tokens)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - expected).norm() < 0.03 * expected.norm()
+
+
 @vits
 def test_on_the_meta_device_it_has_the_same_parameters(name):
     with torch.device("meta"):
@@ -450,7 +460,7 @@ def test_every_entry_has_a_role_every_matrix_a_relative_step_and_every_model_a_d
         assert bool(rows) != (two_streams or table == "noise"), table
 
 
-@pytest.mark.parametrize("name", [*VITS, "normformer", "qknorm-henry", "fixup"])
+@pytest.mark.parametrize("name", list(dnt.PLACEMENTS))
 def test_learned_scales_never_decay(name):
     model = vit(name)
     _, kept = dnt.param_groups(model, weight_decay=0.1)

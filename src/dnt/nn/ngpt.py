@@ -74,6 +74,13 @@ class UnitMLP(MLP):
         return self.out(self.inner(self.activation(self.root * self.scale(self.up(x_BTD)))))
 
 
+class OnSphere(Unit):
+    """U(x), in the dtype of x."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return super().forward(x_BTD).to(x_BTD.dtype)
+
+
 class Turn(nn.Module):
     """U(x + |a| (U(f(x)) - x)), a (D,); what is dropped is the turn."""
 
@@ -84,7 +91,7 @@ class Turn(nn.Module):
 
     def forward(self, x_BTD: Tensor, **context: Any) -> Tensor:
         towards = self.unit(self.f(x_BTD, **context)) - x_BTD
-        return self.unit(x_BTD + self.drop(self.rate.value().abs() * towards))
+        return self.unit(x_BTD + self.drop(self.rate.value().abs() * towards)).to(x_BTD.dtype)
 
 
 class UnitBlock(nn.Module):

@@ -10,8 +10,8 @@ from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gains import Gain
 from dnt.nn.lape import First, LaPEBlock, OfFirst, beside
-from dnt.nn.layers import Block, Unit
-from dnt.nn.ngpt import UnitBlock, UnitHead
+from dnt.nn.layers import Block
+from dnt.nn.ngpt import OnSphere, UnitBlock, UnitHead
 from dnt.nn.norms import norm_of
 from dnt.nn.placement import placement_named
 from dnt.nn.residual import Doubled, Joined, ResiDualBlock
@@ -51,7 +51,7 @@ def opening(config: GPTConfig | ViTConfig) -> nn.Module:
         return nn.Sequential(Gain(1, start=config.dim**0.5), norm)
     match placement.block:
         case "ngpt":
-            return Unit()
+            return OnSphere()
         case "lape":
             return OfFirst(norm)
         case _:
