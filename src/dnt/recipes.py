@@ -79,8 +79,8 @@ VIT_OPTIMIZERS: Rows = {
 
 
 SMALL: dict[str, Any] = {
-    **{"depth": 6, "dim": 64, "heads": 4, "steps": 200, "warmup": 20, "precision": "32", "compile": False},
-    **{"eval_every": 200, "checkpoint_every": 200, "eval_tokens": 1 << 16},
+    **{"depth": 6, "dim": 64, "heads": 4, "steps": 150, "warmup": 15, "precision": "32", "compile": False},
+    **{"eval_every": 150, "checkpoint_every": 150, "eval_tokens": 1 << 15},
 }
 TINY: Rows = {
     "tiny": SMALL | {"data": "stdlib", "model": "gpt-tiny", "context": 64, "batch_size": 16},

@@ -143,7 +143,7 @@ def test_list_shows_what_each_recipe_reads(capfd, monkeypatch):
     rows = [line.replace("│", " ").split() for line in capfd.readouterr().out.splitlines()]
     shown = {row[0]: row[-2:] for row in rows if row and row[0] in RECIPES}
     large = {name: ["384M", "images"] if name in IMAGENET else ["295G", "tokens"] for name in (*OWT, *IMAGENET)}
-    assert shown == large | {"tiny": ["0.2M", "tokens"], "tiny-images": ["12,800", "images"]}
+    assert shown == large | {"tiny": ["0.2M", "tokens"], "tiny-images": ["9,600", "images"]}
 
 
 @pytest.mark.parametrize(("name", "data"), [("tiny", ["--data", "words.txt"]), ("tiny-images", [])])
