@@ -78,8 +78,8 @@ def sgd(
 ) -> torch.optim.Optimizer:
     """w <- w - lr m, m <- mu m + g + wd w
 
-    1608.03983's L2 penalty; torch.optim.SGD. The decay goes through the momentum, which makes it 1 / (1 - mu) times as
-    strong as msgdw's in the long run and lets it lag; where the decay is 0 both are the same.
+    Polyak 1964, with an L2 penalty; torch.optim.SGD. The decay goes through the momentum, which makes it 1 / (1 - mu)
+    times as strong as msgdw's in the long run and lets it lag; where the decay is 0 both are the same.
     """
     return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
