@@ -68,7 +68,7 @@ def read_state(
     for i, slot in first["state"].items():
         state[i] = dict(slot)
         for key, value in slot.items():
-            if isinstance(value, Tensor | dict):
+            if isinstance(value, Tensor) or (isinstance(value, dict) and PART in value):
                 tensor = joined([file["state"].get(i, {}).get(key) for file in files])
                 state[i][key] = divided_like(tensor, members[i])
     optimizer.load_state_dict({"state": state, "param_groups": first["groups"]})

@@ -10,6 +10,7 @@ from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
+from dnt.optim.needs import begin_training, parts, takes_curvature
 from dnt.settings import TrainSettings
 from dnt.train import check_combination, check_model, check_optimizer
 
@@ -47,12 +48,19 @@ def plan(settings: TrainSettings) -> str:
                 f"{config.image_size} pixels in patches of {config.patch_size}, {config.classes:,} classes (ImageNet's)"
             )
         model.recompute = settings.recompute
-        optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
-        check_optimizer(settings, settings.precision, optimizer)
-        model.loss(x, y).backward()
+    optimizer = build_optimizer(settings.optimizer, model, asdict(settings))
+    check_optimizer(settings, settings.precision, optimizer)
+    begin_training(optimizer)
+    with torch.device("meta"):
+        model.loss(x, y).backward(create_graph=any(map(takes_curvature, parts(optimizer))))
+    state, unknown = 0, ""
+    try:
         optimizer.step()
+        state = state_bytes(optimizer)
+    except RuntimeError:  # it looks at a number, of which there are none here
+        unknown = ", without the optimizer's state, which only a run can tell"
     parameters = sum(p.numel() for p in model.parameters())
-    weights, state = tensor_bytes(model.parameters()), state_bytes(optimizer)
+    weights = tensor_bytes(model.parameters())
     if settings.precision == "bf16-weights":  # half of what the matrices take, and of their momentum
         narrow = sum(p.numel() for p in model.blocks.parameters() if p.ndim >= 2)
         weights, state = weights - 2 * narrow, state - (2 * narrow if settings.momentum else 0)
@@ -62,8 +70,8 @@ def plan(settings: TrainSettings) -> str:
     lines = {
         "model": f"{config.depth} x {config.dim} x {config.heads} heads, {reads}: {parameters:,} parameters",
         "placement": f"{settings.placement}, {config.norm_name} (eps {config.norm_eps:g}), init {config.init}",
-        "optimizer": f"{settings.optimizer}, lr {first['lr']:g}, decay {first['weight_decay']:g}, state "
-        f"{state / parameters:.1f} bytes a parameter",
+        "optimizer": f"{settings.optimizer}, lr {first['lr']:g}, decay {first['weight_decay']:g}"
+        + ("" if unknown else f", state {state / parameters:.1f} bytes a parameter"),
         "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "
         f"{settings.floor:g}, clip {settings.clip:g}"
         + (f", average of the weights {settings.ema:g}" if settings.ema else ""),
@@ -74,7 +82,7 @@ def plan(settings: TrainSettings) -> str:
         "in all": f"{settings.steps * step:,} tokens, {6 * parameters * settings.steps * step:.2g} floating-point "
         "operations (6 a parameter and token)",
         "memory": f"{held / 2**30:.2f} GiB of weights, gradients and optimizer state"
-        f"{', of the average too,' if settings.ema else ''} in each process, and activations",
+        f"{', of the average too,' if settings.ema else ''} in each process, and activations{unknown}",
     }
     return "\n".join(f"{name:10} {text}" for name, text in lines.items())
 

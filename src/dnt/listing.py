@@ -5,14 +5,17 @@ torch, and a second table of descriptions would drift.
 """
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from dnt.lookup import lookup
 from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig, ViTConfig, gpt_config, gpt_parameters, vit_parameters
 from dnt.nn.placement import PLACEMENTS
+from dnt.optim.spec import is_mixture, parts_of
 from dnt.recipes import RECIPES
 
 
@@ -65,6 +68,29 @@ def default_of(node: ast.ClassDef | ast.FunctionDef, option: str) -> float:
     return float(next(ast.literal_eval(value) for argument, value in defaults.items() if argument.arg == option))
 
 
+@cache
+def optimizer_rows() -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    """The factories of optimizers, by name."""
+    return definitions("optim/factory.py", "OPTIMIZERS")
+
+
+def heard_by(optimizer: str) -> set[str]:
+    """What an optimizer can be told; "model" too where it divides the model, and its rates are its own."""
+    rows = optimizer_rows()
+    if not is_mixture(optimizer):
+        return options_of(lookup(rows, optimizer, "optimizer"))
+    options = (options_of(lookup(rows, part.name, "optimizer")) for part in parts_of(optimizer))
+    return {"model"}.union(*options) - {"momentum_in_grad"}
+
+
+def own_default(optimizer: str, option: str) -> float:
+    """What lr or weight_decay is if not told: of a mixture, those of the first part without a rate of its own."""
+    free = [part.name for part in parts_of(optimizer) if part.lr is None]
+    if not free:
+        raise ValueError(f"every part of {optimizer!r} has a rate of its own; drop one of them, and --lr is that.")
+    return default_of(lookup(optimizer_rows(), free[0], "optimizer"), option)
+
+
 def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
     """What a model of this size reads, what it scores, and its number of parameters."""
     match size:
@@ -92,7 +118,7 @@ def print_tables(console: Console) -> None:
         norms.add_row(name, *described(node))
     console.print(norms)
     optimizers = Table("optimizer", "formula", "source", "defaults")
-    for name, node in definitions("optim/factory.py", "OPTIMIZERS").items():
+    for name, node in optimizer_rows().items():
         optimizers.add_row(name, *described(node))
     console.print(optimizers)
     sizes = Table("model", "depth x dim x heads", "reads", "scores", "parameters")

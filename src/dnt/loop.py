@@ -4,6 +4,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from copy import deepcopy
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from scipy.sparse.linalg import ArpackError
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 from torch.utils.tensorboard import SummaryWriter
 
@@ -25,10 +27,13 @@ from dnt.nn.batch_norms import progress_of
 from dnt.nn.calibrate import relative_steps, rescale, scales_for
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
+from dnt.optim.agc import clip_units
 from dnt.optim.equilibrium import equilibrium_step
 from dnt.optim.groups import sgd_rates
 from dnt.optim.msgdw import MSGDW
+from dnt.optim.needs import begin_training, free_weights, is_schedule_free, parts, takes_curvature_now
 from dnt.optim.schedule import SCHEDULES
+from dnt.optim.spectral import bound_steps
 from dnt.parallel import local, rebound, whole
 from dnt.runs import Run
 from dnt.settings import FitSettings
@@ -80,6 +85,11 @@ class Loop:
         # stop requests are agreed on between the CPUs, after every step, without waiting for a GPU
         self.council: Any = torch.distributed.new_group(backend="gloo") if self.several else None
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.parts = parts(optimizer)
+        self.schedule_free = [part for part in self.parts if is_schedule_free(part)]
+        begin_training(optimizer)
+        if settings.spectral_bound:
+            bound_steps(optimizer, settings.spectral_bound)
         self.rates = sgd_rates(model, optimizer)
         self.held_out = {name: getattr(data, name).beginning(settings.eval_tokens) for name in ("validation", "test")}
         self.scales = self.calibrated() if settings.calibrate and not run.last_checkpoint() else {}
@@ -93,7 +103,7 @@ class Loop:
         if compiled:
             for module in model.blocks if self.several else [objective]:  # by block, what is sent overlaps
                 module.compile()
-            for part in getattr(optimizer, "parts", [optimizer]):
+            for part in self.parts:
                 if isinstance(part, MSGDW) and fabric.device.type == "cpu":  # GPUs have kernels for many tensors
                     part.compile()
         with rebound(model, optimizer):
@@ -162,10 +172,11 @@ class Loop:
         if self.fabric.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.fabric.device)
         weights = {}
-        for name, tensor in (state_of(self.model) | self.average).items():
-            tensor = whole(tensor)  # all processes must ask for it
-            if self.fabric.is_global_zero:
-                weights[name] = tensor.cpu()
+        with self.at_free_weights():
+            for name, tensor in (state_of(self.model) | self.average).items():
+                tensor = whole(tensor)  # all processes must ask for it
+                if self.fabric.is_global_zero:
+                    weights[name] = tensor.cpu().clone() if self.schedule_free else tensor.cpu()
         if self.fabric.is_global_zero:  # before the checkpoint: a kill between the two repeats both
             write_weights(weights, self.run.weights)
             self.run.begin_checkpoint(self.step)
@@ -223,6 +234,8 @@ class Loop:
         gradients = self.gradients()
         validation = self.evaluation()
         self.record(gradients, *self.relative_steps(), validation, *self.results(validation))
+        for part in self.schedule_free:
+            part.eval()  # the model is left as it was evaluated
         self.fabric.barrier()
 
     def remaining(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -266,8 +279,10 @@ class Loop:
         if not self.recent:
             self.recent_from = time.perf_counter()
         factor = SCHEDULES[settings.schedule](self.step, settings.steps, settings.warmup, settings.floor)
+        warm = SCHEDULES["constant"](self.step, settings.steps, settings.warmup, 1.0)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * (warm if "train_mode" in group else factor)  # what is schedule-free
+        twice = any(map(takes_curvature_now, self.parts))
         with self.phase("data"):
             mine = next(self.batches)
         losses = []
@@ -275,11 +290,11 @@ class Loop:
             last = i == self.accumulate - 1
             with self.phase("data"):
                 batch = self.fabric.to_device([t[i :: self.accumulate] for t in mine])
-            with self.no_sync(not last):
+            with self.no_sync(not last), twice_differentiable() if twice else nullcontext():
                 with self.phase("forward"):
                     loss = self.objective(*batch)
                 with self.phase("backward"):
-                    self.fabric.backward(loss / self.accumulate)
+                    self.fabric.backward(loss / self.accumulate, **({"create_graph": True} if twice else {}))
             losses.append(loss.detach())
         self.step += 1
         for progress in self.progress:
@@ -287,6 +302,8 @@ class Loop:
         with self.phase("optimizer"):
             bound = self.clip_bound()
             norm = self.clipped(bound)
+            if settings.agc:
+                clip_units(self.bodies(), settings.agc)
             self.optimizer.step()
             if settings.prescribed:
                 self.model.after_step()
@@ -318,9 +335,29 @@ class Loop:
         assert norm is not None
         return norm
 
+    def bodies(self) -> list[nn.Parameter]:
+        """All parameters but the head's."""
+        head = {p for module in self.model.ends["head"] for p in module.parameters()}
+        return [p for p in self.model.parameters() if p not in head]
+
     def averages_and_weights(self) -> tuple[list[Tensor], list[Tensor]]:
         """This process's parts of both, in the same order."""
         return [local(mean) for mean in self.average.values()], [local(p.detach()) for p in self.model.parameters()]
+
+    @contextmanager
+    def at_free_weights(self) -> Iterator[None]:
+        """What is schedule-free has the weights it is evaluated at; afterwards, bit for bit, those it is trained at."""
+        weights = free_weights(self.schedule_free)
+        trained = [w.clone() for w in weights]
+        for part in self.schedule_free:
+            part.eval()
+        try:
+            yield
+        finally:
+            for part in self.schedule_free:
+                part.train()
+            for w, kept in zip(weights, trained, strict=True):
+                w.copy_(kept)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -335,7 +372,8 @@ class Loop:
                 mean.copy_(kept)
 
         if not self.average:
-            yield
+            with self.at_free_weights():
+                yield
             return
         exchange()
         try:
@@ -408,7 +446,8 @@ class Loop:
                 total = self.fabric.all_reduce(torch.tensor(counts[name], device=self.fabric.device), reduce_op="sum")
                 counts[name] = total.tolist()
         else:
-            counts = gradient_histogram(self.wide_model(), batch, lambda model, x, y: model.loss(x, y))
+            with self.at_free_weights():
+                counts = gradient_histogram(self.wide_model(), batch, lambda model, x, y: model.loss(x, y))
         self.model.train()
         return {"event": "gradients", "step": self.step} | counts
 
@@ -425,7 +464,8 @@ class Loop:
         batch = self.held_batch()
         try:
             with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
-                tables = diagnose(self.wide_model(), [batch], lambda model, x, y: model.loss(x, y), **IN_TRAINING)
+                with self.at_free_weights():
+                    tables = diagnose(self.wide_model(), [batch], lambda model, x, y: model.loss(x, y), **IN_TRAINING)
                 tables["steps"] = step_rows(self.model, before) if before else []
         except (ValueError, ArpackError) as error:  # of a gradient that is not finite, say: the training shall go on
             self.record({"event": "undiagnosed", "step": self.step, "what": str(error)})
@@ -460,7 +500,8 @@ class Loop:
         """The log row of how far a step at the peak rate would move what an SGD steps; none under fsdp."""
         if self.sharded or not self.rates:
             return []
-        found = relative_steps(self.wide_model(), [self.held_batch()], self.rates)
+        with self.at_free_weights():
+            found = relative_steps(self.wide_model(), [self.held_batch()], self.rates)
         return [{"event": "relative_steps", "step": self.step, "steps": found}]
 
     @torch.no_grad()
@@ -543,3 +584,11 @@ class Loop:
 def named(split: str, found: dict[str, float]) -> dict[str, float]:
     """For a log row: the loss by the name of its split, the others by split and name."""
     return {split if name == "loss" else f"{split}_{name}": value for name, value in found.items()}
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Compiled code and the fast kernels of attention have no second derivatives."""
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        warnings.filterwarnings("ignore", "Using backward.* with create_graph=True")  # zero_grad ends its cycle
+        yield

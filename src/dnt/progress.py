@@ -27,7 +27,10 @@ def announcement(config: dict[str, Any]) -> str:
     if "equilibrium" in group:
         after = settling_steps(group["lr"], group["weight_decay"])
         settles = f"; the step settles after about {after:,.0f} of {training['steps']:,} steps"
-    return f"{text}, {training['precision']}, {machine['device']}{company}{settles}"
+    free = ""
+    if any("train_mode" in group for group in config["optimizer"]["groups"]):
+        free = "; the learning rate of what is schedule-free stays after the warm-up"
+    return f"{text}, {training['precision']}, {machine['device']}{company}{settles}{free}"
 
 
 def prescription(placement: str | Placement, config: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ STRATEGIES = ("ddp", "fsdp")
 LEAST = {
     **{"steps": 1, "batch_size": 1, "eval_every": 1, "eval_tokens": 0, "checkpoint_every": 1, "warmup": 0, "clip": 0},
     **{"clip_equilibrium": 0, "floor": 0, "calibrate": 0, "accumulate": 1, "devices": 1, "nodes": 1},
-    **{"diagnose_every": 0},
+    **{"diagnose_every": 0, "agc": 0, "spectral_bound": 0},
 }
 OF_TEXT = ("tokenizer", "column", "context", "rope_base", "tie_embeddings", "vocab_multiple")  # nothing to a ViT
 OF_IMAGES = ("image_size", "patch_size", "pool", "augment")  # nothing to a GPT
@@ -33,8 +33,9 @@ OF_OPTIMIZERS = (
     "momentum_in_grad",
     "betas",
     "adamw_lr",
+    "clip_fraction",
 )  # nothing to one that does not take them
-OF_SGD = ("calibrate", "clip_equilibrium", "equilibrium")  # nothing to one without momentum
+OF_SGD = ("calibrate", "clip_equilibrium", "equilibrium")  # nothing to one that is no mSGDW
 HOW = ("devices", "nodes", "strategy", "accumulate", "recompute")  # how a run is computed, not what: free on resuming
 VARIATIONS: dict[str, dict[str, Any]] = {  # of the recipe, by name
     # what brings mSGDW to AdamW on a short schedule (docs/calibration.md)
@@ -69,6 +70,11 @@ class FitSettings:
     clip_equilibrium: float = 0.0
     """under mSGDW: likewise, as a multiple of (1 - momentum) sqrt(2 weight_decay / lr) ||w||, with the lr of the step;
     0 for none"""
+    agc: float = 0.0
+    """bound on the gradient norm of each unit as a share of its weights' (2102.06171), after clip, but for the head;
+    0 for none"""
+    spectral_bound: float = 0.0
+    """no step moves a matrix by more than this share of its largest singular value (2505.21910); 0 for none"""
     calibrate: float = 0.0
     """under mSGDW: first scale what QKNorm or MidNorm hides so that a step, without momentum, is this share of each
     matrix; 0 for none"""
@@ -172,11 +178,11 @@ class Recipe(FitSettings):
     vocab_multiple: int = 1
     """the vocabulary is rounded up to a multiple of it; 64 suits GPUs"""
     momentum: float = 0.9
-    """msgdw and msgdw-adamw"""
+    """of SGD and its kin (see dnt list)"""
     nesterov: bool = False
     """likewise"""
     bound: float = 0.0
-    """likewise: no step moves a matrix by more than this share of its norm; 0 for none"""
+    """msgdw and msgdw-adamw: no step moves a matrix by more than this share of its norm; 0 for none"""
     momentum_in_grad: bool = False
     """msgdw: keep the momentum where gradients are, so that the optimizer holds nothing; with clip 0, without nesterov
     """
@@ -190,10 +196,12 @@ class Recipe(FitSettings):
     """likewise of the norms' gains, and of the blocks' biases"""
     equilibrium: float = 0.0
     """under mSGDW: in place of weight_decay, the share of a hidden matrix at which its step settles; 0 for none"""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """adamw and msgdw-adamw"""
+    betas: tuple[float, float] | None = None
+    """of Adam and its kin; each optimizer's default if not given (see dnt list)"""
     adamw_lr: float = 3e-3
     """msgdw-adamw only: the learning rate of its AdamW; lr and weight_decay are mSGDW's"""
+    clip_fraction: float = 0.1
+    """clipped-sgd: the share of gradient entries, the largest, that is cut"""
 
     def check(self) -> None:
         super().check()
@@ -202,6 +210,8 @@ class Recipe(FitSettings):
                 raise ValueError(f"{name} is {value}; it must be at least 0.")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and less than 1.")
+        if not 0 <= self.clip_fraction < 1:
+            raise ValueError(f"clip_fraction is {self.clip_fraction}; it must be at least 0 (none) and less than 1.")
 
     @property
     def reads_images(self) -> bool:
@@ -235,6 +245,7 @@ class TrainSettings(Recipe):
 
     placement: str = GPTConfig.placement  # type: ignore[assignment]  # by name here
     optimizer: str = "msgdw"
+    """a name (see dnt list), or several for parts of the model: adamw@3e-3:embedding,head;msgdw (docs/optimizers.md)"""
     lr: float | None = None
     """learning rate; the optimizer's default if not given (see dnt list)"""
     weight_decay: float | None = None

@@ -31,6 +31,7 @@ from dnt.optim.factory import build_optimizer
 from dnt.optim.groups import sgd_rates
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
+from dnt.optim.needs import is_schedule_free, needs_whole_tensors, parts, takes_curvature
 from dnt.parallel import process_lost, shard, watched
 from dnt.progress import announcement, describe_diagnoses, describe_steps, prescription, progress_bar
 from dnt.runs import Run
@@ -86,7 +87,7 @@ def stored_settings(run: Run) -> TrainSettings:
     config = run.config
     try:
         stored = config["settings"] | {"precision": config["training"]["precision"], "out": str(run.path)}
-        return TrainSettings(**stored | {"betas": tuple(stored["betas"])})
+        return TrainSettings(**stored | {"betas": stored["betas"] and tuple(stored["betas"])})
     except (KeyError, TypeError):
         raise ValueError(
             f"{run.path}/config.json has no settings of dnt train; a run of dnt.fit is resumed with dnt.fit."
@@ -204,6 +205,11 @@ def check_combination(settings: FitSettings, precision: str) -> None:
         raise ValueError("16-mixed does not go with fsdp (a GradScaler sees one part only); use bf16-mixed, or ddp.")
     if settings.diagnose_every and settings.strategy == "fsdp":
         raise ValueError("diagnose_every does not go with fsdp, where no process has the whole model; inspect the run.")
+    for name in ("agc", "spectral_bound"):
+        if getattr(settings, name) and settings.strategy == "fsdp":
+            raise ValueError(f"{name} does not go with fsdp, where no process has a whole matrix; use ddp.")
+    if settings.spectral_bound and precision == "bf16-weights":
+        raise ValueError("spectral_bound does not go with bf16-weights, which round each step at random; use --bound.")
     refused = {
         "ema": settings.ema,
         "fsdp": settings.strategy == "fsdp",
@@ -264,6 +270,28 @@ def check_optimizer(settings: FitSettings, precision: str, optimizer: torch.opti
                 f"{'their scale changes' if precision == '16-mixed' else 'in bfloat16 small ones are lost'}; use "
                 "bf16-mixed or 32."
             )
+        if settings.agc or settings.spectral_bound:
+            name = "agc" if settings.agc else "spectral_bound"
+            raise ValueError(f"{name} does not go with momentum_in_grad; bound the step of each matrix (--bound 0.03).")
+    for part in parts(optimizer):
+        check_part(settings, precision, part)
+
+
+def check_part(settings: FitSettings, precision: str, part: torch.optim.Optimizer) -> None:
+    """ValueError for what the optimizer of some, or of all, parameters cannot do."""
+    name, fsdp = type(part).__name__, settings.strategy == "fsdp"
+    if fsdp and needs_whole_tensors(part):
+        raise ValueError(f"{name} does not go with fsdp, where no process has a whole tensor; use ddp.")
+    if takes_curvature(part) and (settings.processes > 1 or precision == "16-mixed"):
+        what = "several processes" if settings.processes > 1 else "16-mixed, whose gradients are scaled"
+        raise ValueError(f"{name} differentiates twice, which does not go with {what}; use one, and bf16-mixed or 32.")
+    if is_schedule_free(part):
+        if settings.ema:
+            raise ValueError(f"ema does not go with {name}, which evaluates at an average already; drop it.")
+        if settings.spectral_bound:
+            raise ValueError(f"spectral_bound does not go with {name}, whose steps move two sets of weights; drop it.")
+        if fsdp:
+            raise ValueError(f"{name} does not go with fsdp, which divides the two sets of weights; use ddp.")
 
 
 def check_machine(settings: FitSettings, precision: str) -> None:

@@ -16,7 +16,7 @@ from dnt.experiments.alternate import alternate
 from dnt.experiments.cells import checked, recipe, says_something
 from dnt.experiments.steps import config_of, timed_steps
 from dnt.files import write_json
-from dnt.listing import definitions, options_of
+from dnt.listing import heard_by
 from dnt.lookup import lookup
 from dnt.machine import best_precision, can_compile, describe_machine
 from dnt.nn.config import GPT_SIZES, GPTConfig
@@ -93,7 +93,7 @@ def check_possible(cell: TrainSettings) -> None:
     with torch.device("meta"):
         config = config_of(cell)
         model = GPT(config) if isinstance(config, GPTConfig) else ViT(config)
-        check_optimizer(cell, cell.precision, build_optimizer(cell.optimizer, model, asdict(cell)))
+    check_optimizer(cell, cell.precision, build_optimizer(cell.optimizer, model, asdict(cell)))
 
 
 def is_possible(cell: TrainSettings) -> bool:
@@ -112,13 +112,12 @@ def precisions_here() -> list[str]:
 
 def cells_of(settings: BenchSettings) -> list[TrainSettings]:
     """Placements x optimizers, each told what it hears; the recipe is the same."""
-    optimizers = definitions("optim/factory.py", "OPTIMIZERS")
     shared = recipe(settings) | {"data": NAME}
     if not settings.reads_images:
         size: Any = lookup(GPT_SIZES, settings.model, "model")
         shared["tokenizer"] = f"ids:{settings.vocab_size or size.vocab_size}"
     pairs = [
-        (placement, optimizer, options_of(lookup(optimizers, optimizer, "optimizer")))
+        (placement, optimizer, heard_by(optimizer))
         for placement, optimizer in product(settings.placements, settings.optimizers)
     ]
     for name in (*OF_OPTIMIZERS, *OF_SGD):

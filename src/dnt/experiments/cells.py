@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 from dnt.data.text import check_outside, prepare_text
 from dnt.files import exclusive, read_json, write_json
 from dnt.interrupt import on_stop_signals
-from dnt.listing import definitions, options_of
+from dnt.listing import definitions, heard_by
 from dnt.lookup import lookup
 from dnt.nn.placement import placement_named
 from dnt.optim.equilibrium import equilibrium_decay
@@ -45,12 +45,11 @@ def cells_of(settings: Cells) -> list[TrainSettings]:
         if option.endswith("seeds") and (len(set(values)) < len(values) or min(values, default=0) < 0):
             raise ValueError(f"--{option.replace('_', '-')} has {values}; give each seed once, from 0 up.")
     settings.check()
-    optimizers = definitions("optim/factory.py", "OPTIMIZERS")
     shared = recipe(settings)
     cells: dict[TrainSettings, None] = {}  # in order, each once
     for variation in values_to_try(settings):
         for placement, optimizer in product(settings.placements, settings.optimizers):
-            takes = options_of(lookup(optimizers, optimizer, "optimizer"))
+            takes = heard_by(optimizer)
             unheard = {name for name in OF_SGD if not says_something(name, placement, takes)}
             heard = shared | {name: getattr(Recipe, name) for name in unheard}
             if all(says_something(name, placement, takes) for name in variation):
@@ -65,18 +64,18 @@ def is_named(cell: TrainSettings, name: str) -> bool:
 
 def says_something(name: str, placement: str, takes: set[str]) -> bool:
     """Whether a field changes what a cell trains; `takes`: what its optimizer can be told."""
-    if name == "calibrate":
-        return "momentum" in takes and placement_named(placement).hides
+    if name == "calibrate" and not placement_named(placement).hides:
+        return False
     if name in OF_SGD:
-        return "momentum" in takes
+        return "bound" in takes
     if name.endswith("_rate"):
-        return "adamw_lr" not in takes
+        return "model" not in takes
     return name not in OF_OPTIMIZERS or name in takes
 
 
 def at_rate(cell: TrainSettings, lr: float, weight_decay: float, seed: int) -> TrainSettings:
     """A run of the cell; with the decay that its equilibrium asks for, if it has one, or its placement prescribes."""
-    if cell.equilibrium and "momentum" in options_of(definitions("optim/factory.py", "OPTIMIZERS")[cell.optimizer]):
+    if cell.equilibrium and "bound" in heard_by(cell.optimizer):
         weight_decay = equilibrium_decay(cell.equilibrium, lr, cell.momentum)
     if cell.prescribed and not placement_named(cell.placement).prescribes.decay:
         weight_decay = 0.0
@@ -89,8 +88,8 @@ def checked(cell: TrainSettings) -> TrainSettings:
     if cell.equilibrium:
         at_rate(cell, cell.lr or 1.0, 0.0, cell.seed)  # names what is wrong with it
     given = [name for name in RATES if getattr(cell, name) != getattr(Recipe, name)]
-    if cell.optimizer == "msgdw-adamw" and given:
-        raise ValueError(f"msgdw-adamw has rates of its own; drop {', '.join(given)}.")
+    if given and "model" in heard_by(cell.optimizer):
+        raise ValueError(f"{cell.optimizer} has rates of its own; drop {', '.join(given)}.")
     if cell.head_rate != 1 and cell.tie_embeddings and not cell.reads_images:
         raise ValueError(f"head_rate is {cell.head_rate}, but the head is the token embedding; drop one of the two.")
     if cell.position_rate is not None and cell.positions != "learned":

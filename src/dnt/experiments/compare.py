@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dnt.experiments.cells import alone, at_rate, cells_of, is_named, prepared, recipe, run_cell, run_name, settled
+from dnt.listing import own_default
 from dnt.lookup import lookup
 from dnt.report.summary import Comparison
 from dnt.settings import VARIATIONS, CompareSettings, Recipe, TrainSettings
@@ -22,12 +23,9 @@ LEARNING_RATES = {
     "stateless": [0.3],
 }
 WEIGHT_DECAYS = {
-    "adamw": [0.1],
-    "msgdw": [1e-4],
-    "msgdw-adamw": [1e-4],
     "calibrated": [1e-3 / 0.3],
     "stateless": [1e-4 / 0.3],
-}
+}  # of other cells the optimizer's default
 
 
 def compare(settings: CompareSettings | None = None, **options: Any) -> Comparison:
@@ -63,8 +61,9 @@ def grid(settings: CompareSettings) -> list[TrainSettings]:
     for cell, seed in product(cells, settings.seeds):
         named = [name for name in VARIATIONS if is_named(cell, name)]
         keys = (*named, f"{cell.placement}/{cell.optimizer}", cell.optimizer)
+        usual = {cell.optimizer: [own_default(cell.optimizer, "weight_decay")]} | WEIGHT_DECAYS
         for lr, decay in product(
-            chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, WEIGHT_DECAYS, "weight-decay")
+            chosen(keys, rates, LEARNING_RATES, "lr"), chosen(keys, decays, usual, "weight-decay")
         ):
             runs[at_rate(cell, lr, decay, seed)] = None
     return list(runs)

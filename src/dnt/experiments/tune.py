@@ -7,7 +7,7 @@ from typing import Any
 
 from dnt.experiments.cells import alone, cells_of, prepared
 from dnt.experiments.queue import Point, Queue
-from dnt.listing import default_of, definitions
+from dnt.listing import own_default
 from dnt.report.summary import Comparison
 from dnt.settings import TrainSettings, TuneSettings
 
@@ -77,7 +77,7 @@ def rate(i: int) -> float:
 
 def starting_grid(optimizer: str, points: int) -> range:
     """Half decades around the optimizer's default rate, the same for every cell with it; one more above than below."""
-    default = default_of(definitions("optim/factory.py", "OPTIMIZERS")[optimizer], "lr")
+    default = own_default(optimizer, "lr")
     middle = next(i for i in range(-40, 40) if rate(i) >= default)
     first = middle - (points - 1) // 2
     return range(first, first + points)

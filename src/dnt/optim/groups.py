@@ -3,7 +3,8 @@
 Matrices and embeddings decay; gains, biases and all other 1-D parameters never.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -75,6 +76,45 @@ def kinds_of(model: Any) -> dict[nn.Parameter, str]:
             for p in module.parameters():
                 kinds.setdefault(p, kind)
     return kinds | {p: "gain" for p in model.parameters() if p.ndim < 2 and p not in kinds}
+
+
+def divide(model: Any, patterns: Sequence[Sequence[str]]) -> list[list[nn.Parameter]]:
+    """The trainable parameters of a model, divided: each goes to the first list with a pattern that it matches.
+
+    A pattern is a kind (embedding, position, head, gain, or matrix: of a block) or a name as in fnmatch (blocks.0.*); a
+    list without patterns takes all that is left to it. A tied head is head and embedding. ValueError for a pattern of
+    nothing, a list that gets nothing, and a parameter that no list takes.
+    """
+    ends = getattr(model, "ends", {})
+    kinds = {kind: {p for module in modules for p in module.parameters()} for kind, modules in ends.items()}
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    inside = set(named.values()).difference(*kinds.values())
+    kinds |= {"gain": {p for p in inside if p.ndim < 2}, "matrix": {p for p in inside if p.ndim >= 2}}
+    left, found = dict(named), []
+    for members in patterns:
+        for pattern in members:
+            if not any(matches(name, p, pattern, kinds) for name, p in named.items()):
+                known = ", ".join(kind for kind in kinds if kinds[kind])
+                raise ValueError(
+                    f"{pattern!r} matches no parameter of this model; write a kind it has ({known}), or a name with * "
+                    f"for any letters, such as {next(iter(named))}."
+                )
+        taken = [n for n, p in left.items() if not members or any(matches(n, p, pattern, kinds) for pattern in members)]
+        if not taken:
+            raise ValueError(
+                f"nothing is left for the part of {', '.join(members) or 'the rest'}: the parts before it take it all."
+            )
+        found.append([left.pop(name) for name in taken])
+    if left:
+        raise ValueError(
+            f"no part takes {next(iter(left))} ({len(left)} of {len(named)} parameters are left over); end with a part "
+            "that has no patterns, such as ';msgdw'."
+        )
+    return found
+
+
+def matches(name: str, p: nn.Parameter, pattern: str, kinds: Mapping[str, set[nn.Parameter]]) -> bool:
+    return p in kinds[pattern] if pattern in kinds else fnmatchcase(name, pattern)
 
 
 def sgd_rates(model: nn.Module, optimizer: Any) -> dict[str, float]:

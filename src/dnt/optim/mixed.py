@@ -1,5 +1,6 @@
 """Several optimizers, each with its own parameters, that step as one."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,19 @@ class Mixed(Optimizer):
             part.state = self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What load_state_dict ends in: with groups and state that are new."""
+        """What copies end in: with groups and state that are new."""
         super().__setstate__(state)
+        self.share()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Each part its own: some hold what is not in the parameters' precision, and know how to read it."""
+        slots, groups = state_dict["state"], iter(state_dict["param_groups"])
+        for part in self.parts:
+            own = [next(groups) for _ in part.param_groups]
+            held = {i: slots[i] for group in own for i in group["params"] if i in slots}
+            part.load_state_dict({"state": held, "param_groups": own})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state = defaultdict(dict, {p: slot for part in self.parts for p, slot in part.state.items()})
         self.share()
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from dnt.files import read_json
+from dnt.listing import heard_by
 from dnt.lookup import lookup
 from dnt.nn.config import GPT_SIZES, VIT_SIZES
 from dnt.nn.placement import PLACEMENTS, placement_from, placement_named
@@ -198,13 +199,17 @@ def in_words(found: dict[str, Any], usual: dict[str, str]) -> str:
 def facts(config: dict[str, Any]) -> dict[str, Any]:
     """What may differ between the runs of one table."""
     group, *others = config["optimizer"]["groups"]
+    takes = heard_by(named) if (named := optimizer_named(config)) else None
     of_a_mixture = (other for other in others if other.keys() - OF_GROUPS.keys() != group.keys() - OF_GROUPS.keys())
     second: dict[str, Any] = next(of_a_mixture, {})
     of_second = {"adamw_lr" if name == "lr" else f"second {name}": value for name, value in second.items()}
+    if takes is not None:  # the rest follows from the name
+        group = {name: value for name, value in group.items() if name in takes or name in (*OF_GROUPS, "equilibrium")}
+        of_second = of_second if "adamw_lr" in takes else {}
     known = asdict(FitSettings()) | config["model"] | config["training"] | group | of_second | OF_GROUPS
     for of_kind in config["optimizer"]["groups"]:
         known |= {name: of_kind[name] for name in OF_GROUPS.keys() & of_kind.keys()}
-    unheard = () if "momentum" in group else OF_SGD
+    unheard = () if "momentum" in group and (takes is None or "bound" in takes) else OF_SGD
     placement = config["model"].get("placement")
     if isinstance(placement, str) and not placement_named(placement).hides:
         unheard = (*unheard, "calibrate")
@@ -221,7 +226,13 @@ def setting_of(config: dict[str, Any]) -> tuple[str, str, float, float]:
     placement, group = config["model"]["placement"], config["optimizer"]["groups"][0]
     if not isinstance(placement, str):
         placement = placement_from(placement).formula()
-    return placement, config["optimizer"]["class"].lower(), group["lr"], group["weight_decay"]
+    name = optimizer_named(config) or config["optimizer"]["class"].lower()
+    return placement, name, group["lr"], group["weight_decay"]
+
+
+def optimizer_named(config: dict[str, Any]) -> str:
+    """By whoever ran `dnt train`; nothing if it was dnt.fit."""
+    return (config.get("settings") or {}).get("optimizer", "")
 
 
 def check_comparable(runs: list[Run]) -> None:

@@ -37,7 +37,7 @@ def write_report(folder: str | Path) -> Path:
     asked = config["settings"] or {}
     mixed = any(cell.optimizer == "msgdw-adamw" for cell in cells)
     shown = ("momentum", "nesterov", "betas", *(("adamw_lr",) if mixed else ()))
-    options = {name: asked[name] for name in shown if name in asked}
+    options = {name: asked[name] for name in shown if asked.get(name) is not None}
     template = Environment(loader=PackageLoader("dnt", "report"), autoescape=True, undefined=StrictUndefined)
     page = template.get_template("page.html").render(
         title=f"{config['data']['name']}: {len(cells)} cells, {comparison.budget}",
