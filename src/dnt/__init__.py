@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dnt.nn.config import ViTConfig as ViTConfig
     from dnt.nn.gpt import GPT as GPT
     from dnt.nn.gpt import gpt as gpt
+    from dnt.nn.lossless import convert_norm as convert_norm
     from dnt.nn.norms import NORMS as NORMS
     from dnt.nn.placement import PLACEMENTS as PLACEMENTS
     from dnt.nn.placement import Placement as Placement
@@ -70,6 +71,7 @@ PUBLIC = {
     "benchmark": "dnt.experiments.benchmark",
     "calibrate": "dnt.nn.calibrate",
     "compare": "dnt.experiments.compare",
+    "convert_norm": "dnt.nn.lossless",
     "export": "dnt.interchange.huggingface",
     "fit": "dnt.train",
     "gpt": "dnt.nn.gpt",

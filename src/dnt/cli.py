@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+OF_RECIPES = ("train", "compare", "tune", "ablate")
+
+
 def with_recipe(arguments: list[str]) -> list[str]:
-    """`train ... --recipe NAME ...` with the options that the recipe stands for; the others given win."""
+    """`train ... --recipe NAME ...` with the options that the recipe stands for; the others given win. Of a comparison,
+    which has placements, optimizers and rates of its own, what the recipe shares with it.
+    """
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--recipe=") else [word])]
-    if words[:1] != ["train"] or "--recipe" not in words:
+    if words[:1] not in [[command] for command in OF_RECIPES] or "--recipe" not in words:
         return arguments
     at = words.index("--recipe")
-    name = words[at + 1] if at + 1 < len(words) else ""
-    return ["train", *lookup(RECIPES, name, "recipe").flags(), *words[1:at], *words[at + 2 :]]
+    recipe = lookup(RECIPES, words[at + 1] if at + 1 < len(words) else "", "recipe")
+    if words[0] != "train":
+        recipe = TrainSettings(**{field.name: getattr(recipe, field.name) for field in fields(Recipe)})
+    return [words[0], *recipe.flags(), *words[1:at], *words[at + 2 :]]
 
 
 def complain(message: object, status: int) -> int:

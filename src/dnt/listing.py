@@ -8,7 +8,8 @@ import ast
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from dnt.nn.config import GPT_SIZES, VIT_SIZES, GPTConfig, ViTConfig, gpt_config, gpt_parameters, vit_parameters
 from dnt.nn.placement import PLACEMENTS
@@ -76,10 +77,16 @@ def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
 
 
 def print_tables(console: Console) -> None:
-    placements = Table("placement", "forward pass (N: the norm)", "source", title_justify="left")
+    formula = Column("forward pass (N: the norm; f[N]: N before its last matrix)", no_wrap=True)
+    placements = Table("placement", formula, "source")
+    prescriptions = Table("placement", "prescribes (--no-prescribed leaves decay, warm-up and weights alone)")
     for name, placement in PLACEMENTS.items():
-        placements.add_row(name, placement.formula(), placement.source)
+        parts = placement.formula().replace(" [", "\n[") if placement.layers else placement.formula()
+        placements.add_row(name, escape(parts), placement.source)
+        if said := str(placement.prescribes):
+            prescriptions.add_row(name, said)
     console.print(placements)
+    console.print(prescriptions)
     norms = Table("norm", "formula", "source")
     for name, node in definitions("nn/norms.py", "NORMS").items():
         norms.add_row(name, *described(node))
@@ -95,8 +102,10 @@ def print_tables(console: Console) -> None:
     recipes = Table("recipe", "model", "placement", "optimizer", "lr", "reads", title_justify="left")
     for name, recipe in RECIPES.items():
         samples = recipe.steps * recipe.batch_size
-        reads = f"{samples / 1e6:,.0f}M images"
+        reads = f"{samples / 1e6:,.0f}M images" if samples > 1e6 else f"{samples:,} images"
         if not recipe.reads_images:
-            reads = f"{samples * gpt_config(recipe.model).context / 1e9:,.0f}G tokens"
-        recipes.add_row(name, recipe.model, recipe.placement, recipe.optimizer, f"{recipe.lr:g}", reads)
+            tokens = samples * (recipe.context or gpt_config(recipe.model).context)
+            reads = f"{tokens / 1e9:,.0f}G tokens" if tokens > 1e9 else f"{tokens / 1e6:,.1f}M tokens"
+        rate = f"{recipe.lr:g}" if recipe.lr else ""
+        recipes.add_row(name, recipe.model, recipe.placement, recipe.optimizer, rate, reads)
     console.print(recipes)

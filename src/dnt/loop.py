@@ -23,7 +23,6 @@ from dnt.data.ahead import ahead
 from dnt.machine import can_compile, peak_memory_bytes
 from dnt.nn.batch_norms import progress_of
 from dnt.nn.calibrate import relative_steps, rescale, scales_for
-from dnt.nn.config import ViTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.vit import ViT
 from dnt.optim.equilibrium import equilibrium_step
@@ -253,8 +252,7 @@ class Loop:
     @property
     def tokens(self) -> int:
         """Of a sample, as the model sees it."""
-        config = self.model.config
-        return config.tokens if isinstance(config, ViTConfig) else config.context
+        return self.model.config.tokens
 
     def no_sync(self, enabled: bool) -> Any:
         """Whether gradients stay where they are computed: those of all micro-batches but the last do."""
@@ -290,6 +288,8 @@ class Loop:
             bound = self.clip_bound()
             norm = self.clipped(bound)
             self.optimizer.step()
+            if settings.prescribed:
+                self.model.after_step()
             self.optimizer.zero_grad()
             if self.average:
                 # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dnt.nn.placement import Placement, placement_named
 from dnt.optim.equilibrium import settling_steps
 from dnt.optim.kinds import by_kind
 from dnt.runs import Run
@@ -27,6 +28,20 @@ def announcement(config: dict[str, Any]) -> str:
         after = settling_steps(group["lr"], group["weight_decay"])
         settles = f"; the step settles after about {after:,.0f} of {training['steps']:,} steps"
     return f"{text}, {training['precision']}, {machine['device']}{company}{settles}"
+
+
+def prescription(placement: str | Placement, config: dict[str, Any]) -> str:
+    """What the placement's paper prescribes, in one line, and whether the learning rate is one it was seen to train at;
+    nothing if there is nothing to say.
+    """
+    prescribes = placement_named(placement).prescribes
+    how = "applied" if config["training"]["prescribed"] else "of training nothing applied"
+    said = [f"{placement} prescribes {prescribes} ({how})"] if str(prescribes) else []
+    lr = config["optimizer"]["groups"][0]["lr"]
+    for name, least, most in prescribes.rates:
+        if name == config["optimizer"]["class"].lower() and not least <= lr <= most:
+            said.append(f"lr is {lr:g}, outside of {least:g} to {most:g}, where {name} was seen to train {placement}")
+    return "; ".join(said)
 
 
 def describe_steps(steps: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""The paper's runs, as far as they are known (arXiv 2507.17501). Pure data, no torch.
+"""The paper's runs, as far as they are known (arXiv 2507.17501), and two small ones. Pure data, no torch.
 
 Language models on OpenWebText, owt-...
 
@@ -21,6 +21,8 @@ Classifiers on ImageNet-1k, imagenet-...
                       AdamW's betas and decay 0.05, drop-path 0.1, augmentation (docs/images.md says what differs)
     ours              clipping at 1.0 (DeiT does not clip), initialization, mSGDW's decay 1e-4, no average of the
                       weights, and the rates of V-DNT-Large for "pre-ln" and for ViT-H: not known, to be tuned
+
+Small ones, tiny and tiny-images, are ours: a run takes about 15 seconds on one core (bench/zoo.py).
 
 The paper gives neither epochs, batch size, warm-up, augmentation, drop-path nor decay of its ImageNet runs. 1251 steps
 are an epoch of all 1,281,167 training images; without the 5,000 that are our validation, the 300 are 301.
@@ -76,6 +78,16 @@ VIT_OPTIMIZERS: Rows = {
 }
 
 
+SMALL: dict[str, Any] = {
+    **{"depth": 6, "dim": 64, "heads": 4, "steps": 200, "warmup": 20, "precision": "32", "compile": False},
+    **{"eval_every": 200, "checkpoint_every": 200, "eval_tokens": 1 << 16},
+}
+TINY: Rows = {
+    "tiny": SMALL | {"data": "stdlib", "model": "gpt-tiny", "context": 64, "batch_size": 16},
+    "tiny-images": SMALL | {"data": "digits", "model": "vit-tiny", "patch_size": 2, "batch_size": 64},
+}
+
+
 def crossed(task: str, shared: dict[str, Any], *axes: Rows) -> dict[str, TrainSettings]:
     """Every combination of a size, a placement and an optimizer."""
     recipes = {}
@@ -90,4 +102,5 @@ RECIPES: dict[str, TrainSettings] = {
     **crossed("owt", OPENWEBTEXT, GPTS, {"dnt": GPT_PLACEMENTS["dnt"]}, CALIBRATED),
     **crossed("imagenet", IMAGENET, VITS, VIT_PLACEMENTS, VIT_OPTIMIZERS),
     **crossed("imagenet", IMAGENET, VITS, {"dnt": VIT_PLACEMENTS["dnt"]}, CALIBRATED),
+    **{name: TrainSettings(**fields) for name, fields in TINY.items()},
 }

@@ -72,6 +72,9 @@ class FitSettings:
     calibrate: float = 0.0
     """under mSGDW: first scale what QKNorm or MidNorm hides so that a step, without momentum, is this share of each
     matrix; 0 for none"""
+    prescribed: bool = True
+    """train as the placement's paper prescribes (dnt list): without weight decay or warm-up, with weights normalized
+    after each step"""
     ema: float = 0.0
     """evaluate and save an exponential moving average of the weights, of this decay a step; 0 for the weights"""
     precision: str = "auto"

@@ -25,13 +25,14 @@ from dnt.machine import best_precision, describe_machine, deterministic, kept_me
 from dnt.nn.calibrate import blind_matrices
 from dnt.nn.config import OF_BATCHES, TURNING, GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
+from dnt.nn.placement import placement_named
 from dnt.nn.vit import ViT
 from dnt.optim.factory import build_optimizer
 from dnt.optim.groups import sgd_rates
 from dnt.optim.mixed import Mixed
 from dnt.optim.msgdw import MSGDW
 from dnt.parallel import process_lost, shard, watched
-from dnt.progress import announcement, describe_diagnoses, describe_steps, progress_bar
+from dnt.progress import announcement, describe_diagnoses, describe_steps, prescription, progress_bar
 from dnt.runs import Run
 from dnt.settings import HOW, PRECISIONS, FitSettings, TrainSettings
 from dnt.weights import describe_model
@@ -120,6 +121,7 @@ def fit(
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0.")
     precision = best_precision() if settings.precision == "auto" else settings.precision
+    settings = as_prescribed(model, optimizer, settings)
     check_combination(settings, precision)
     check_model(settings, precision, model.config)
     check_optimizer(settings, precision, optimizer)
@@ -154,6 +156,8 @@ def fit(
                 run.start(config, data.tokenizer.describe() if data.tokenizer else None)
             if progress:
                 print(announcement(config), file=sys.stderr, flush=True)
+                if line := prescription(model.config.placement, config):
+                    print(line, file=sys.stderr, flush=True)
         fabric.barrier()
         torch.manual_seed(seed + fabric.global_rank)
         show_here = progress and fabric.is_global_zero
@@ -183,6 +187,17 @@ def fit(
     return run
 
 
+def as_prescribed(model: GPT | ViT, optimizer: torch.optim.Optimizer, settings: FitSettings) -> FitSettings:
+    """The settings, and the decays of the optimizer's groups in place, as the model's placement prescribes them."""
+    prescribes = placement_named(model.config.placement).prescribes
+    if not settings.prescribed:
+        return settings
+    if not prescribes.decay:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+    return settings if prescribes.warmup else replace(settings, warmup=0)
+
+
 def check_combination(settings: FitSettings, precision: str) -> None:
     """ValueError for what does not go together on any machine."""
     if precision == "16-mixed" and settings.strategy == "fsdp":
@@ -208,7 +223,7 @@ def check_combination(settings: FitSettings, precision: str) -> None:
 
 def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTConfig) -> None:
     """ValueError for what this model cannot be trained with."""
-    if config.norm in OF_BATCHES:
+    if config.norm_name in OF_BATCHES:
         refused = {
             "recompute": settings.recompute,
             "accumulate": (settings.accumulate or 1) > 1,
@@ -217,15 +232,16 @@ def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTCo
         for what, given in refused.items():
             if given:
                 raise ValueError(
-                    f"{what} does not go with {config.norm}, whose statistics are those of a whole batch, counted "
+                    f"{what} does not go with {config.norm_name}, whose statistics are those of a whole batch, counted "
                     "once; drop it, or use another norm."
                 )
-    if config.weights in TURNING and settings.recompute:
+    weights = config.parametrization
+    if weights in TURNING and settings.recompute:
         raise ValueError(
-            f"recompute does not go with {config.weights}, whose singular vectors each forward pass turns; drop it."
+            f"recompute does not go with {weights}, whose singular vectors each forward pass turns; drop it."
         )
-    if config.weights != "plain" and precision == "bf16-weights":
-        raise ValueError(f"bf16-weights does not go with {config.weights}, which computes in float32; use bf16-mixed.")
+    if weights != "plain" and precision == "bf16-weights":
+        raise ValueError(f"bf16-weights does not go with {weights}, which computes in float32; use bf16-mixed.")
 
 
 def check_optimizer(settings: FitSettings, precision: str, optimizer: torch.optim.Optimizer) -> None:

@@ -15,7 +15,7 @@ from dnt.interchange.gpt2 import load_gpt2
 from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, ViTConfig
 from dnt.nn.gpt import GPT
-from dnt.nn.placement import Placement, Slots
+from dnt.nn.placement import placement_from
 from dnt.nn.vit import ViT
 from dnt.runs import Run
 
@@ -44,9 +44,7 @@ def build_config(description: dict[str, Any]) -> Any:
     _, config_cls = KINDS[description["kind"]]
     given = {name: value for name, value in description.items() if name != "kind"}
     if isinstance(placement := given["placement"], dict):
-        given["placement"] = Placement(
-            **placement | {"attn": Slots(**placement["attn"]), "mlp": Slots(**placement["mlp"])}
-        )
+        given["placement"] = placement_from(placement)
     return config_cls(**given)
 
 

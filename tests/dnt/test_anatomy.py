@@ -10,6 +10,7 @@ from torch import nn
 
 import dnt
 from dnt.analysis.anatomy import ROLES, blocks, branches, captured, chain, parts
+from dnt.nn.attention import ATTENTIONS
 
 TEXT = {"vocab_size": 11, "context": 8, "depth": 3, "dim": 16, "heads": 4}
 HF = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24}
@@ -120,17 +121,19 @@ def test_what_no_row_knows_is_other():
 @pytest.mark.parametrize("name", ["dnt gpt, kv heads", "timm vit", "gpt2", "torch encoder"])
 def test_q_k_and_v_of_a_fused_projection_are_what_it_gives_the_attention(name, monkeypatch):
     """Setting a part to zero makes that operand of the attention zero (there are no biases), and no other."""
-    model = MODELS[name]().eval()
     operands: list[torch.Tensor] = []
-    place = dnt.nn.layers if isinstance(model, dnt.GPT) else nn.functional
-    attention = "attention" if isinstance(model, dnt.GPT) else "scaled_dot_product_attention"
 
     def noted(*args, **kwargs):
         operands.extend(args[:3])
         return computed(*args, **kwargs)
 
-    computed = getattr(place, attention)
-    monkeypatch.setattr(place, attention, noted)
+    if name.startswith("dnt"):
+        computed = ATTENTIONS["softmax"]
+        monkeypatch.setitem(ATTENTIONS, "softmax", noted)
+    else:
+        computed = nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", noted)
+    model = MODELS[name]().eval()
 
     for part in parts(model):
         if part.role == "bias":

@@ -76,7 +76,7 @@ def test_bench_shows_and_writes_every_combination(workplace, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--placements", "dmt"], "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        (["--placements", "ddnt"], "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         (["--optimizers", "adam"], "unknown optimizer 'adam'. Did you mean 'adamw'?"),
         (["--precisions", "bf16"], "unknown precision 'bf16'. Did you mean 'bf16-mixed'?"),
         (["--precisions", "16-mixed"], "16-mixed needs a GPU"),

@@ -35,7 +35,7 @@ def complaint(capfd, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--placement", "dmt"], "unknown placement 'dmt'. Did you mean 'dnt'? Known: pre-ln, s2, "),
+        (["--placement", "ddnt"], "unknown placement 'ddnt'. Did you mean 'dnt'? Known: pre-ln, s2, "),
         (["--optimizer", "msgd"], "unknown optimizer 'msgd'. Did you mean 'msgdw'?"),
         (["--norm", "rms"], "unknown norm 'rms'. Did you mean 'rmsnorm'?"),
         (["--model", "gpt2small"], "unknown model 'gpt2small'. Did you mean 'gpt2-small'?"),
@@ -60,7 +60,7 @@ def test_bad_input_to_train_is_one_line_with_the_fix(workplace, capfd, arguments
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--optimizers", "lion"], ["--placements", "dmt"], ["--norm", "rms"], ["--heads", "5"], ["--data", "no"]],
+    [["--optimizers", "lion"], ["--placements", "ddnt"], ["--norm", "rms"], ["--heads", "5"], ["--data", "no"]],
 )
 def test_bad_input_to_compare_stops_before_the_first_cell(workplace, capfd, arguments):
     complaint(capfd, "compare", "--data", "words.txt", *TINY, "--out", "cmp", *arguments)

@@ -56,11 +56,11 @@ def test_a_recipe_calibrates_the_cells_it_says_something_to_and_leaves_the_rates
     [
         ({"lr": ("msgdw",)}, "--lr got 'msgdw'; write KEY=VALUE[,VALUE...], e.g. msgdw=0.1,0.3."),
         ({"lr": ("msgdw=fast",)}, "--lr got 'msgdw=fast'; write"),
-        ({"lr": ("dmt/msgdw=1",)}, "unknown cell in --lr 'dmt/msgdw'. Did you mean 'dnt/msgdw'?"),
+        ({"lr": ("ddnt/msgdw=1",)}, "unknown cell in --lr 'ddnt/msgdw'. Did you mean 'dnt/msgdw'?"),
         ({"weight_decay": ("sgd=1",)}, "unknown cell in --weight-decay 'sgd'. Did you mean 'msgdw'?"),
         ({"optimizers": ("adm",)}, "unknown optimizer 'adm'. Did you mean 'adamw'?"),
         ({"norm": "rmsnrm"}, "unknown norm 'rmsnrm'. Did you mean 'rmsnorm'?"),
-        ({"placements": ("dmt",)}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        ({"placements": ("ddnt",)}, "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         ({"heads": 3}, "heads=3 does not divide dim=128"),
         ({"optimizers": ()}, "--optimizers is empty; name at least one"),
         ({"lr": ("calibrated=0.1",), "vary": ()}, "unknown cell in --lr 'calibrated'"),

@@ -4,20 +4,18 @@ import transformers
 from torch import nn
 
 import dnt
+from dnt.experiments.statements import STATED
 from dnt.nn.config import ACTIVATIONS, GPT_SIZES, OF_BATCHES, gpt_parameters
 from dnt.nn.layers import ACTIVATION_MODULES, KeyValueCache
 from tests import reference
 
 SHAPE = {"vocab_size": 13, "context": 8, "depth": 2, "dim": 16, "heads": 4}
 USUAL = ("layernorm", "rmsnorm")
-OTHERS = [n for n in dnt.NORMS if n not in (*USUAL, *OF_BATCHES, "crmsnorm")]  # the last needs a stream of its own
-ROWS = [(p, n) for p in dnt.PLACEMENTS for n in USUAL]
-rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in OTHERS])
+OTHERS = [n for n in dnt.NORMS if n not in (*USUAL, *OF_BATCHES, "crmsnorm", "shift")]  # those two are for pre-ln alone
+ROWS = [(p, n) for p in STATED for n in USUAL]
+rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in (*OTHERS, "crmsnorm", "shift")])
 rows_of_slots = pytest.mark.parametrize(("placement", "norm"), ROWS + [("s4", n) for n in OTHERS])
-TO_LEARN = {
-    "prmsnorm": {"dim": 64, "heads": 2},
-    "dyt": {"init_std": 0.1},
-}  # fast: more than one feature; what tanh bends
+TO_LEARN = {"prmsnorm": {"dim": 64, "heads": 2}, "dyt": {"init_std": 0.1}}  # of more than one feature; what tanh bends
 
 
 def build(seed: int = 0, **fields) -> dnt.GPT:
@@ -151,7 +149,7 @@ def test_every_norm_that_is_built_is_called_and_moves_the_output(placement, norm
 
 def test_no_two_placements_compute_the_same():
     tokens = torch.randint(0, 13, (2, 8))
-    outputs = [randomize(build(placement=p))(tokens) for p in dnt.PLACEMENTS]
+    outputs = [randomize(build(placement=p))(tokens) for p in STATED]
     for i, a in enumerate(outputs):
         assert not any(torch.allclose(a, b, atol=1e-3) for b in outputs[:i])
 
@@ -169,7 +167,7 @@ def test_logits_never_depend_on_later_tokens(placement, norm):
 # --- generation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", dnt.PLACEMENTS)
+@pytest.mark.parametrize("placement", STATED)
 def test_cached_generation_equals_recomputing_every_token_beyond_the_context_too(placement):
     model = randomize(build(placement=placement)).eval()
     start = torch.randint(0, 13, (2, 3))
@@ -218,7 +216,7 @@ def test_named_sizes_as_gpt2_have_its_parameter_counts(size, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters == gpt_parameters(model.config)
 
 
-@rows
+@rows_of_slots
 @pytest.mark.parametrize("fields", [{}, {"bias": True}, {"tie_embeddings": False}, {"mlp_ratio": 2.5}])
 def test_parameter_count_in_closed_form(placement, norm, fields):
     model = build(placement=placement, norm=norm, **fields)
@@ -258,7 +256,7 @@ def test_tied_head_is_the_embedding():
     ("fields", "message"),
     [
         ({"heads": 3}, "heads=3 does not divide dim=16. Nearest that does: heads=2."),
-        ({"placement": "dmt"}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        ({"placement": "ddnt"}, "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         ({"norm": "rms"}, "unknown norm 'rms'. Did you mean 'rmsnorm'?"),
         ({"activation": "gelu_tanh"}, "unknown activation 'gelu_tanh'. Did you mean 'gelu-tanh'?"),
         ({"depth": 0}, "depth is 0; it must be at least 1."),

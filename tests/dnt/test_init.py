@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import dnt
+from dnt.experiments.statements import STATED
 from dnt.nn.init import initialize
 
 SHAPE = {"vocab_size": 200, "context": 32, "depth": 3, "dim": 128, "heads": 4}
@@ -31,7 +32,7 @@ def test_last_matrices_of_branches_are_divided_by_sqrt_2_depth_unless_a_midnorm_
 
 
 def test_the_same_seed_draws_the_same_matrices_for_every_placement():
-    models = [build(placement=p, init="gpt2") for p in dnt.PLACEMENTS]
+    models = [build(placement=p, init="gpt2") for p in STATED]
     first = dict(models[0].named_parameters())
     for model in models[1:]:
         for name, p in model.named_parameters():
@@ -45,9 +46,10 @@ def test_a_parameter_without_a_rule_is_an_error():
             super().__init__()
             self.known = nn.Linear(2, 2)
             self.scale = nn.Parameter(torch.ones(2))
+            self.blocks = nn.ModuleList()
 
     with pytest.raises(ValueError, match="no initialization rule for scale;"):
-        initialize(Odd(), depth=1, std=0.02, rule="dnt")
+        initialize(Odd(), build().config)
 
 
 def test_init_std_scales_every_matrix():

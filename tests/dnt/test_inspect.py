@@ -340,7 +340,7 @@ def test_numbers_are_shown_short(value, text):
         (["gpt-tinny"], "unknown model (and no folder of this name is here) 'gpt-tinny'. Did you mean 'gpt-tiny'?"),
         (["no/where"], "there is no folder no/where; give a run, a folder of transformers or a name."),
         (["."], ". is not a run or a folder of transformers: it has no config.json."),
-        (["gpt-tiny", "--placement", "dmt"], "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        (["gpt-tiny", "--placement", "ddnt"], "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         (["gpt-tiny", "--noise", "63"], "noise is 63; of fewer than 64 batches it says little. Give 64 or more, or 0."),
         (["gpt-tiny", "--noise", "-1"], "noise is -1"),
         (["gpt-tiny", "--batches", "0"], "batches is 0; it must be at least 1."),

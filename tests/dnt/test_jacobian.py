@@ -12,7 +12,6 @@ from torch.func import jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-import dnt
 from dnt.analysis import jacobian
 from dnt.analysis.jacobian import (
     attention_jacobian,
@@ -25,6 +24,7 @@ from dnt.analysis.jacobian import (
     singular_values,
     spread_of,
 )
+from dnt.experiments.statements import STATED
 from tests.conftest import tiny_model
 
 D = 7
@@ -153,7 +153,7 @@ def block_of(model: str) -> tuple[nn.Module, int]:
     return tiny_model(depth=1, placement=model).blocks[0], 32
 
 
-@pytest.mark.parametrize("model", [*dnt.PLACEMENTS, "timm", "gpt2"])
+@pytest.mark.parametrize("model", [*STATED, "timm", "gpt2"])
 def test_golub_kahan_equals_the_whole_jacobian_by_torch_func_on_a_block(model):
     block, width = block_of(model)
     x = random(1, 9, width).float()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from dnt import PLACEMENTS, Placement, Slots
@@ -29,8 +31,8 @@ def test_formulas_are_those_of_the_literature():
 
 
 def test_no_two_rows_place_norms_alike():
-    rows = [(p.attn, p.mlp, p.input, p.qk, p.final) for p in PLACEMENTS.values()]
-    assert len(set(rows)) == len(rows)
+    rows = {replace(p, source="") for p in PLACEMENTS.values()}
+    assert len(rows) == len(PLACEMENTS)
 
 
 def test_a_placement_of_ones_own_is_data():

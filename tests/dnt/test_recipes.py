@@ -15,9 +15,9 @@ from dnt.recipes import RECIPES
 from dnt.settings import TrainSettings
 from tests.dnt.test_cli import complaint
 
-every = pytest.mark.parametrize("name", RECIPES)
 OWT = [name for name in RECIPES if name.startswith("owt")]
 IMAGENET = [name for name in RECIPES if name.startswith("imagenet")]
+every = pytest.mark.parametrize("name", [*OWT, *IMAGENET])
 CUT = ["--depth", "2", "--dim", "32", "--heads", "2", "--batch-size", "4", "--steps", "2", "--no-compile"]
 CUT += ["--precision", "32"]
 CUT_TEXT = ["--data", "words.txt", "--tokenizer", "byte", "--context", "16"]
@@ -26,7 +26,7 @@ CUT_IMAGES = ["--data", "digits", "--image-size", "8", "--patch-size", "2", "--e
 
 def test_there_is_a_recipe_for_every_run_of_the_paper_and_both_readings_of_its_rate():
     shapes = {"124m": (12, 768, 12), "774m": (36, 1280, 20), "1.4b": (48, 1536, 24)}
-    assert len(OWT) == 3 * (2 * 3 + 1) and len(IMAGENET) == 2 * (2 * 3 + 1) and len(RECIPES) == len(OWT) + len(IMAGENET)
+    assert len(OWT) == 3 * (2 * 3 + 1) and len(IMAGENET) == 2 * (2 * 3 + 1) and len(RECIPES) == 21 + 14 + 2
     for name in OWT:
         recipe = RECIPES[name]
         _, size, rest = name.split("-", 2)
@@ -142,7 +142,22 @@ def test_list_shows_what_each_recipe_reads(capfd, monkeypatch):
     assert main(["list"]) == 0
     rows = [line.replace("│", " ").split() for line in capfd.readouterr().out.splitlines()]
     shown = {row[0]: row[-2:] for row in rows if row and row[0] in RECIPES}
-    assert shown == {name: ["384M", "images"] if name in IMAGENET else ["295G", "tokens"] for name in RECIPES}
+    large = {name: ["384M", "images"] if name in IMAGENET else ["295G", "tokens"] for name in (*OWT, *IMAGENET)}
+    assert shown == large | {"tiny": ["0.2M", "tokens"], "tiny-images": ["12,800", "images"]}
+
+
+@pytest.mark.parametrize(("name", "data"), [("tiny", ["--data", "words.txt"]), ("tiny-images", [])])
+def test_the_small_recipes_run_and_a_comparison_takes_what_it_shares_with_them(name, data, workplace):
+    cut = ["--steps", "2", "--warmup", "1", "--eval-tokens", "64", *data]
+    Path("words.txt").write_text("some words\n" * 5000)
+    assert main(["train", "--recipe", name, *cut, "--out", "run"]) == 0
+    cells = ["--placements", "sigma-reparam", "--optimizers", "msgdw", "--vary"]
+    assert main(["compare", "--recipe", name, *cut, *cells, "--lr", "msgdw=0.1", "--out", "runs"]) == 0
+    (other,) = Path("runs").glob("sigma-reparam-*")
+    one, other = dnt.Run(Path("run")).config, dnt.Run(other).config
+    assert one["model"]["depth"] == other["model"]["depth"] == 6 and one["data"] == other["data"]
+    assert one["training"]["warmup"] == 1 and other["training"]["warmup"] == 0, "as sigma-reparam prescribes"
+    assert [group["weight_decay"] for group in other["optimizer"]["groups"]] == [0.0, 0.0]
 
 
 def test_an_unknown_recipe_and_an_unknown_vocabulary_are_named(workplace, capfd):

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTr
 from torch import nn
 
 import dnt
+from dnt.experiments.statements import STATED
 from dnt.interchange.timm import as_timm
 from dnt.nn.config import OF_BATCHES, VIT_SIZES, vit_parameters
 from dnt.nn.vit import sincos
@@ -29,7 +30,7 @@ TIMM = {"img_size": 8, "patch_size": 4, "in_chans": 3, "num_classes": 5, "depth"
 GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 STANDARD = {"placement": "pre-ln", "norm": "layernorm", "bias": True}
 OTHERS = [*test_gpt.OTHERS, *OF_BATCHES]
-rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in OTHERS])
+rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in (*OTHERS, "crmsnorm", "shift")])
 rows_of_slots = pytest.mark.parametrize(("placement", "norm"), ROWS + [("s4", n) for n in OTHERS])
 
 
@@ -169,7 +170,7 @@ def test_every_norm_that_is_built_is_called_and_moves_the_scores(placement, norm
         assert module.weight.grad.abs().max() > 0, name
 
 
-@rows
+@rows_of_slots
 @pytest.mark.parametrize(
     "fields",
     [{}, {"bias": True}, {"pool": "mean"}, {"positions": "sincos"}, {"in_dims": 3}, {"mlp_ratio": 2.5, "kv_heads": 1}],
@@ -182,7 +183,7 @@ def test_parameter_count_in_closed_form(placement, norm, fields):
 # --- symmetries -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", dnt.PLACEMENTS)
+@pytest.mark.parametrize("placement", STATED)
 def test_permuting_patches_and_positions_together_leaves_mean_pooled_scores(placement):
     model = randomize(build(placement=placement, pool="mean")).double()
     images = images_for(model, dtype=torch.float64)
@@ -328,7 +329,7 @@ def test_what_needs_a_gpt_says_so(tmp_path):
     [
         ({"patch_size": 3}, "patch_size=3 does not divide image_size=8. Nearest that does: patch_size=2."),
         ({"heads": 5}, "heads=5 does not divide dim=24. Nearest that does: heads=4."),
-        ({"placement": "dmt"}, "unknown placement 'dmt'. Did you mean 'dnt'?"),
+        ({"placement": "ddnt"}, "unknown placement 'ddnt'. Did you mean 'dnt'?"),
         ({"norm": "rms"}, "unknown norm 'rms'. Did you mean 'rmsnorm'?"),
         ({"pool": "clss"}, "unknown pool 'clss'. Did you mean 'cls'?"),
         ({"positions": "sin-cos"}, "unknown positions 'sin-cos'. Did you mean 'sincos'?"),

@@ -28,6 +28,10 @@ def thirds(module: nn.Module) -> Shares:
     return {"q": 1, "k": 1, "v": 1}
 
 
+def halves(module: nn.Module) -> Shares:
+    return {"q": 1, "k": 1}
+
+
 def grouped(attention: Any) -> Shares:
     """Several heads of queries may share one of keys and values."""
     return {"q": attention.heads, "k": attention.kv_heads, "v": attention.kv_heads}
@@ -59,6 +63,8 @@ ROLE_OF: dict[str, str | Callable[[Any], Shares]] = {
     "class_token.weight": "embedding",
     "positions.weight": "position",
     "attn.f.qkv.weight": grouped,
+    "attn.f.qkv.qk.weight": halves,
+    "attn.f.qkv.v.matrix.weight": "v",
     "attn.f.out.weight": "o",
     "mlp.f.up.weight": up,
     "mlp.f.out.weight": "2",
@@ -122,7 +128,10 @@ ROLE_OF: dict[str, str | Callable[[Any], Shares]] = {
 
 # What is applied in turn to the residual stream to give a branch; the first row whose paths a block has.
 BRANCHES: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"attn": ("attn.pre", "attn.f", "attn.mid"), "mlp": ("mlp.pre", "mlp.f", "mlp.mid")},  # dnt
+    {  # dnt
+        "attn": ("attn.pre", "attn.scale", "attn.f", "attn.mid", "attn.gain"),
+        "mlp": ("mlp.pre", "mlp.scale", "mlp.f", "mlp.mid", "mlp.gain"),
+    },
     {"attn": ("norm1", "attn", "ls1"), "mlp": ("norm2", "mlp", "ls2")},  # timm
     {"attn": ("ln_1", "attn"), "mlp": ("ln_2", "mlp")},  # GPT-2
     {  # Gemma 2, whose post_attention_layernorm is another than Llama's
@@ -212,11 +221,18 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{name}.{i}".removeprefix("."), module) for i, module in enumerate(longest)]
 
 
+def streams(block: nn.Module) -> int:
+    """How many of them lie side by side in what passes the block: 2 in dnt's ResiDual and LaPE."""
+    return getattr(block, "streams", 1)
+
+
 def branches(block: nn.Module) -> dict[str, list[nn.Module]]:
     """ "attn", "mlp" -> the modules applied in turn to the residual stream to give the branch, before the addition.
 
-    Dropout and drop-path after them are left out. {} if no row of BRANCHES knows the block.
+    Dropout and drop-path after them are left out. {} if no row of BRANCHES knows the block, or it has two streams.
     """
+    if streams(block) > 1:
+        return {}
     modules = dict(block.named_modules(remove_duplicate=False))
     known = (row for row in BRANCHES if all(path in modules for paths in row.values() for path in paths))
     return {name: [modules[path] for path in paths] for name, paths in next(known, {}).items()}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dnt.analysis.activations import attention_entropies, residual_norms
-from dnt.analysis.anatomy import blocks, captured, parts
+from dnt.analysis.anatomy import blocks, captured, parts, streams
 from dnt.analysis.dependence import scale_dependence
 from dnt.analysis.gradients import LOWEST, PER_DECADE, Entries, GradientStats, gradient_noise, mean_gradient, stats_of
 from dnt.analysis.jacobian import EXACT, model_jacobians
@@ -93,12 +93,15 @@ def diagnose(
 
 
 def has_one_stream(model: nn.Module, run: Callable[[], Any]) -> bool:
-    """Whether one (B, T, D) passes all of its blocks: not in convolutional nets, nor in those of several stages."""
+    """Whether one (B, T, D) passes all of its blocks: not in convolutional nets, nor in those of several stages, nor
+    where two streams lie in one tensor.
+    """
     stack = [block for _, block in blocks(model)]
     calls = captured(stack, run)
-    streams = [next(iter((*args, *kwargs.values())), None) for args, kwargs in calls.values()]
-    shapes = {tuple(x.shape) if isinstance(x, Tensor) else () for x in streams}
-    return bool(stack) and len(calls) == len(stack) and len(shapes) == 1 and len(shapes.pop()) == 3
+    entering = [next(iter((*args, *kwargs.values())), None) for args, kwargs in calls.values()]
+    shapes = {tuple(x.shape) if isinstance(x, Tensor) else () for x in entering}
+    alike = len(calls) == len(stack) and len(shapes) == 1 and len(shapes.pop()) == 3
+    return bool(stack) and alike and all(streams(block) == 1 for block in stack)
 
 
 def gradient_rows(stats: GradientStats) -> Rows:

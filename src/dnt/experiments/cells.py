@@ -20,7 +20,7 @@ from dnt.files import exclusive, read_json, write_json
 from dnt.interrupt import on_stop_signals
 from dnt.listing import definitions, options_of
 from dnt.lookup import lookup
-from dnt.nn.placement import PLACEMENTS
+from dnt.nn.placement import placement_named
 from dnt.optim.equilibrium import equilibrium_decay
 from dnt.optim.kinds import RATES
 from dnt.runs import EXPERIMENT, Run
@@ -66,7 +66,7 @@ def is_named(cell: TrainSettings, name: str) -> bool:
 def says_something(name: str, placement: str, takes: set[str]) -> bool:
     """Whether a field changes what a cell trains; `takes`: what its optimizer can be told."""
     if name == "calibrate":
-        return "momentum" in takes and lookup(PLACEMENTS, placement, "placement").hides
+        return "momentum" in takes and placement_named(placement).hides
     if name in OF_SGD:
         return "momentum" in takes
     if name.endswith("_rate"):
@@ -75,9 +75,11 @@ def says_something(name: str, placement: str, takes: set[str]) -> bool:
 
 
 def at_rate(cell: TrainSettings, lr: float, weight_decay: float, seed: int) -> TrainSettings:
-    """A run of the cell; with the decay that its equilibrium asks for, if it has one."""
+    """A run of the cell; with the decay that its equilibrium asks for, if it has one, or its placement prescribes."""
     if cell.equilibrium and "momentum" in options_of(definitions("optim/factory.py", "OPTIMIZERS")[cell.optimizer]):
         weight_decay = equilibrium_decay(cell.equilibrium, lr, cell.momentum)
+    if cell.prescribed and not placement_named(cell.placement).prescribes.decay:
+        weight_decay = 0.0
     return replace(cell, lr=lr, weight_decay=weight_decay, seed=seed)
 
 
@@ -152,7 +154,7 @@ def name_of(cell: TrainSettings, settings: Recipe) -> str:
         if (value := getattr(cell, name)) != base and name not in (*HOW, "precision")
         if not (name in IN_STEPS and cell.batch_size != settings.batch_size)
     ]
-    return "-".join([cell.placement, cell.optimizer, *own])
+    return "-".join([cell.placement.replace(":", "-"), cell.optimizer, *own])  # a folder's name
 
 
 def run_name(cell: TrainSettings, settings: Recipe) -> str:

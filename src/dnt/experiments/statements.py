@@ -19,8 +19,9 @@ from dnt.nn.calibrate import rescale
 from dnt.nn.config import GPTConfig
 from dnt.nn.gpt import GPT
 from dnt.nn.layers import Block, Sublayer
-from dnt.nn.placement import PLACEMENTS
+from dnt.settings import ABLATED
 
+STATED = (*ABLATED, "post-ln", "peri-ln")  # placements of the five norms of the paper alone
 FACTORS = tuple(2.0**i for i in range(-3, 4))
 MATRICES = {  # of the last block
     "W_1, W_2": ("mlp.1", "mlp.2"),
@@ -54,7 +55,7 @@ class Change:
 
 
 def statements(
-    placements: Iterable[str] = tuple(PLACEMENTS),
+    placements: Iterable[str] = STATED,
     factors: Sequence[float] = FACTORS,
     config: GPTConfig = SMALL,
     seed: int = 0,

@@ -1,6 +1,8 @@
 """softmax(q k^T / sqrt(K)) v, by the fastest way of each device."""
 # B batch, H heads, G heads of keys and values, T queries, S keys, K width of a head
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,3 +53,27 @@ def in_blocks(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, causal: bool, drop
             scores = scores + torch.full_like(scores[0, 0], -torch.inf).triu(1 + start)
         outputs.append(F.dropout(scores.softmax(-1), dropout) @ v[..., :seen, :])
     return torch.cat(outputs, dim=-2)
+
+
+def relu_attention(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    causal: bool,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """relu(q k^T / sqrt(K)) v / n over the n keys that a query may see; arguments as for `attention` (2309.08586).
+
+    The paper divides by the length of the sequence, which in a causal model would let the first tokens see little.
+    """
+    groups = q_BHTK.shape[-3] // k_BGSK.shape[-3]
+    k, v = (t.repeat_interleave(groups, dim=-3) if groups > 1 else t for t in (k_BGSK, v_BGSK))
+    scores = (q_BHTK * q_BHTK.shape[-1] ** -0.5).to(v.dtype) @ k.to(v.dtype).transpose(-2, -1)
+    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=v.device) if mask is None else mask
+    seen = seen.tril() if causal else seen
+    weights = scores.relu() * (seen / seen.sum(-1, keepdim=True)).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
+
+
+ATTENTIONS: dict[str, Callable[..., Tensor]] = {"softmax": attention, "relu": relu_attention}

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dnt.nn.config import SCALE_FREE
-from dnt.nn.layers import MLP, Attention, Block
-from dnt.nn.placement import placement_named
+from dnt.nn.layers import MLP, Attention
+from dnt.nn.placement import Placement
 from dnt.nn.reparametrized import stored
+from dnt.nn.simplified import IdentityValues
 
 ALL = (0, None)  # rows
 
@@ -53,30 +54,43 @@ def matrices(model: Any) -> list[Matrix]:
     Those that are stored; one that a weight is computed from is not called blind, since q, k and v share its scale.
     """
     config = model.config
-    hidden = config.norm in SCALE_FREE and config.weights == "plain"
-    qk = placement_named(config.placement).qk
+    hidden = config.norm_name in SCALE_FREE and config.parametrization == "plain"
     return [
         Matrix(f"blocks.{i}.{name}", Rows(stored(layer), *rows), tuple(biases(layer, rows, after)), blind and hidden)
         for i, block in enumerate(model.blocks)
-        for name, layer, rows, after, blind in of_block(block, qk, config)
+        for name, layer, rows, after, blind in of_block(block, model.config)
     ]
 
 
-def of_block(block: Block, qk: bool, config: Any) -> Iterator[tuple[str, nn.Linear, tuple[int, int | None], Any, bool]]:
+def of_block(block: Any, config: Any) -> Iterator[tuple[str, nn.Linear, tuple[int, int | None], Any, bool]]:
     """Name, layer, rows, the layer whose bias is added to what follows from it, and whether its scale goes unseen."""
-    attn, mlp = cast(Attention, block.attn.f), cast(MLP, block.mlp.f)
-    in_attn, in_mlp = block.attn.slots.mid, block.mlp.slots.mid
-    k, v = attn.heads * config.head_dim, (attn.heads + attn.kv_heads) * config.head_dim  # where their rows begin
-    yield "attn.q", attn.qkv, (0, k), None, qk
-    yield "attn.k", attn.qkv, (k, v), None, qk
-    yield "attn.v", attn.qkv, (v, None), attn.out, in_attn
-    yield "attn.o", attn.out, ALL, None, in_attn
+    mlp, placement = cast(MLP, block.mlp.f), cast(Placement, block.placement)
+    yield from of_attention(block.attn.f, placement, config)
+    in_mlp, before_2 = placement.mlp.mid, placement.mlp.inner
     if config.activation == "swiglu":  # the value's half is a factor, the gate's is not
         yield "mlp.gate", mlp.up, (0, config.hidden), None, False
-        yield "mlp.1", mlp.up, (config.hidden, None), mlp.out, in_mlp
+        yield "mlp.1", mlp.up, (config.hidden, None), None if before_2 else mlp.out, in_mlp or before_2
     else:
-        yield "mlp.1", mlp.up, ALL, mlp.out, in_mlp
+        yield "mlp.1", mlp.up, ALL, None if before_2 else mlp.out, in_mlp or before_2
     yield "mlp.2", mlp.out, ALL, None, in_mlp
+
+
+def of_attention(
+    attn: Attention, placement: Placement, config: Any
+) -> Iterator[tuple[str, nn.Linear, tuple[int, int | None], Any, bool]]:
+    qk, in_attn, before_o = bool(placement.qk), placement.attn.mid, placement.attn.inner or placement.v
+    k, v = attn.heads * config.head_dim, (attn.heads + attn.kv_heads) * config.head_dim  # where their rows begin
+    match attn.qkv:
+        case IdentityValues() as projections:
+            yield "attn.q", projections.qk, (0, k), None, qk
+            yield "attn.k", projections.qk, (k, v), None, qk
+            if projections.first:
+                yield "attn.v", projections.v.matrix, ALL, None, in_attn or before_o
+        case projections:
+            yield "attn.q", projections, (0, k), None, qk
+            yield "attn.k", projections, (k, v), None, qk
+            yield "attn.v", projections, (v, None), None if before_o else attn.out, in_attn or before_o
+            yield "attn.o", attn.out, ALL, None, in_attn
 
 
 def biases(layer: nn.Linear, rows: tuple[int, int | None], after: nn.Linear | None) -> Iterator[Rows]:
@@ -139,8 +153,12 @@ def blind_matrices(model: Any, lr: float | Mapping[str, float]) -> list[Matrix]:
     if blind := [matrix for matrix in matrices(model) if matrix.blind and matrix.weight.parameter in rate]:
         return blind
     config = model.config
-    if config.norm not in SCALE_FREE or config.weights != "plain":
-        what = f"weights is {config.weights!r}" if config.weights != "plain" else f"norm is {config.norm!r}"
+    if config.norm_name not in SCALE_FREE or config.parametrization != "plain":
+        what = (
+            f"weights is {config.parametrization!r}"
+            if config.parametrization != "plain"
+            else f"norm is {config.norm_name!r}"
+        )
         raise ValueError(f"nothing to calibrate: {what}; it takes plain weights and one of {', '.join(SCALE_FREE)}.")
     raise ValueError(
         "nothing to calibrate: QKNorm and MidNorm hide no matrix that an SGD steps. Use --placement dnt and "

@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any
 
 from dnt.lookup import lookup
-from dnt.nn.placement import Placement, placement_named
+from dnt.nn.placement import Placement, factor, placement_named
 
 ACTIVATIONS = ("gelu", "gelu-tanh", "relu", "swiglu")
 INITS = ("dnt", "gpt2")
 POSITIONS = ("learned", "rope")
 IMAGE_POSITIONS = ("learned", "sincos")
 POOLS = ("cls", "mean")
+DEFAULT_NORM = "rmsnorm"
 WEIGHTS = ("plain", "weight-norm", "spectral-norm", "sigma-reparam")  # what those of linear layers are computed from
 TURNING = ("spectral-norm", "sigma-reparam")  # of them: with singular vectors that a forward pass turns
 OF_BATCHES = ("batchnorm", "powernorm", "unifiednorm", "prepbn")  # norms with statistics of all tokens of a batch
@@ -19,7 +20,7 @@ SCALE_FREE = ("layernorm", "rmsnorm", "prmsnorm", "scalenorm", "crmsnorm")  # no
 LEARNED: dict[str, tuple[int, int, int]] = {  # by a norm: gains and biases of each feature, and scalars
     **dict.fromkeys(("layernorm", "centernorm", "batchnorm", "powernorm", "unifiednorm"), (1, 1, 0)),
     **dict.fromkeys(("rmsnorm", "prmsnorm", "crmsnorm"), (1, 0, 0)),
-    **{"scalenorm": (0, 0, 1), "dyt": (1, 1, 1), "prepbn": (2, 2, 1)},
+    **{"scalenorm": (0, 0, 1), "shift": (0, 0, 1), "dyt": (1, 1, 1), "prepbn": (2, 2, 1)},
 }
 
 
@@ -42,7 +43,6 @@ def check_divides(part: str, whole: str, config: "GPTConfig | ViTConfig") -> Non
 
 def check_blocks(config: "GPTConfig | ViTConfig") -> None:
     """ValueError for what no Transformer can be built from; the fields that GPTConfig and ViTConfig share."""
-    placement_named(config.placement)
     check_choice(config.activation, ACTIVATIONS, "activation")
     check_choice(config.init, INITS, "init")
     check_choice(config.weights, WEIGHTS, "weights")
@@ -58,6 +58,34 @@ def check_blocks(config: "GPTConfig | ViTConfig") -> None:
     for field in ("dropout", "drop_path"):
         if not 0 <= getattr(config, field) < 1:
             raise ValueError(f"{field} is {getattr(config, field)}; it must be in [0, 1).")
+    check_placement(config)
+
+
+def check_placement(config: "GPTConfig | ViTConfig") -> None:
+    """ValueError for a placement that is unknown, or does not go with the other fields."""
+    placement = placement_named(config.placement)
+    prescribed = placement.prescribes.norm
+    if prescribed and config.norm not in (prescribed, DEFAULT_NORM):
+        raise ValueError(f"placement {config.placement} is made of {prescribed}; drop norm={config.norm!r}.")
+    if placement.prescribes.unit_weights and config.weights != "plain":
+        raise ValueError(
+            f"placement {config.placement} normalizes the weights itself; drop weights={config.weights!r}."
+        )
+    for block in placement.of_blocks(config.depth):
+        for slots in (block.attn, block.mlp):
+            for value in (slots.skip, slots.scale, slots.gain or 0.0):
+                factor(value, 0, 1)
+        if block.after_rotary and block.qk == "all-heads":
+            raise ValueError("QKNorm over all heads stands before the rotary positions; drop after_rotary.")
+        if block.block in ("sas", "sas-p") and config.kv_heads not in (None, config.heads):
+            raise ValueError(
+                f"placement {config.placement} has no values but the features of each head; drop kv_heads="
+                f"{config.kv_heads}."
+            )
+        if config.norm_name == "crmsnorm" and block.block in ("ngpt", "sas", "sas-p"):
+            raise ValueError(f"crmsnorm leaves out a feature, which {config.placement} needs; use another norm.")
+        if config.norm_name == "crmsnorm" and (block.qk is True or block.v or block.attn.inner or block.mlp.inner):
+            raise ValueError("crmsnorm is of the residual stream, with one feature left out; no QKNorm or inner norm.")
 
 
 class Widths:
@@ -66,6 +94,24 @@ class Widths:
     dim: int
     heads: int
     mlp_ratio: float
+    norm: str
+    weights: str
+    placement: str | Placement
+
+    @property
+    def norm_name(self) -> str:
+        """The norm of the model: that which the placement prescribes, if it does."""
+        return placement_named(self.placement).prescribes.norm or self.norm
+
+    @property
+    def parametrization(self) -> str:
+        """Of the linear layers' weights, likewise."""
+        return placement_named(self.placement).prescribes.weights or self.weights
+
+    @property
+    def stream(self) -> int:
+        """Width of the residual stream: crmsnorm leaves out the last feature, minus the sum of the others."""
+        return self.dim - (self.norm_name == "crmsnorm")
 
     @property
     def head_dim(self) -> int:
@@ -83,11 +129,11 @@ class GPTConfig(Widths):
 
     context: longest sequence in tokens. depth: blocks. dim: width. placement: a name of PLACEMENTS or a Placement.
     activation: gelu is the exact one; swiglu has a third matrix (mlp_ratio=8/3 keeps the parameters of the others).
-    bias: of linear layers and LayerNorms. init: see dnt.nn.init. dropout: on the embedding, on attention probabilities
-    and on each branch. kv_heads: heads of keys and values, each shared by heads / kv_heads queries (2305.13245); as
-    many as heads if not given. drop_path: probability of dropping the branches of the last block, rising from 0 at the
-    first (1603.09382). positions: learned, or rope (2104.09864, the two halves of a head are the pairs) with its base.
-    weights: of linear layers, see dnt.nn.reparametrized.
+    bias: of linear layers and LayerNorms; head_bias: of the head. init: see dnt.nn.init. dropout: on the embedding, on
+    attention probabilities and on each branch. kv_heads: heads of keys and values, each shared by heads / kv_heads
+    queries (2305.13245); as many as heads if not given. drop_path: probability of dropping the branches of the last
+    block, rising from 0 at the first (1603.09382). positions: learned, or rope (2104.09864, the two halves of a head
+    are the pairs) with its base. weights: of linear layers, see dnt.nn.reparametrized.
     """
 
     vocab_size: int
@@ -96,7 +142,7 @@ class GPTConfig(Widths):
     dim: int
     heads: int
     placement: str | Placement = "dnt"
-    norm: str = "rmsnorm"
+    norm: str = DEFAULT_NORM
     norm_eps: float = 1e-6
     mlp_ratio: float = 4.0
     activation: str = "gelu"
@@ -109,22 +155,32 @@ class GPTConfig(Widths):
     rope_base: float = 10_000.0
     kv_heads: int | None = None
     drop_path: float = 0.0
+    head_bias: bool = False
     weights: str = "plain"
 
     def __post_init__(self) -> None:
         check_blocks(self)
         check_choice(self.positions, POSITIONS, "positions")
         check_counts(self, "vocab_size", "context")
-        if self.norm in OF_BATCHES:
+        if self.norm_name in OF_BATCHES:
             raise ValueError(
-                f"norm is {self.norm!r}, whose statistics run over all tokens of a batch: a causal model would see "
-                "later ones. Use a norm of each token, such as 'rmsnorm'; a ViT can have this one."
+                f"norm is {self.norm_name!r}, whose statistics run over all tokens of a batch: a causal model would "
+                "see later ones. Use a norm of each token, such as 'rmsnorm'; a ViT can have this one."
             )
+        placement = placement_named(self.placement)
+        if placement.patch or placement.block == "lape":
+            what = "patches" if placement.patch else "positions in the plane"
+            raise ValueError(f"placement {self.placement} normalizes {what}, which a GPT has none of; use it in a ViT.")
         if self.positions == "rope" and (self.head_dim % 2 or self.rope_base <= 0):
             raise ValueError(
                 f"rope turns pairs: the head width dim / heads = {self.head_dim} must be even, and rope_base "
                 f"({self.rope_base}) positive."
             )
+
+    @property
+    def tokens(self) -> int:
+        """That a model reads at once."""
+        return self.context
 
 
 @dataclass(frozen=True)
@@ -146,7 +202,7 @@ class ViTConfig(Widths):
     dim: int
     heads: int
     placement: str | Placement = "dnt"
-    norm: str = "rmsnorm"
+    norm: str = DEFAULT_NORM
     norm_eps: float = 1e-6
     mlp_ratio: float = 4.0
     activation: str = "gelu"
@@ -169,6 +225,8 @@ class ViTConfig(Widths):
         check_divides("patch_size", "image_size", self)
         if self.in_dims not in (2, 3):
             raise ValueError(f"in_dims is {self.in_dims}; it must be 2 (images) or 3 (volumes).")
+        if self.positions == "sincos" and self.stream != self.dim:
+            raise ValueError("crmsnorm leaves out a feature, which fixed positions have; use positions='learned'.")
         if self.positions == "sincos" and self.dim % (2 * self.in_dims):
             raise ValueError(
                 f"sincos has a sine and a cosine for each of {self.in_dims} axes: dim={self.dim} must be a multiple of "
@@ -220,15 +278,15 @@ def vit_config(size: str, **fields: Any) -> ViTConfig:
 
 
 def gpt_parameters(config: GPTConfig) -> int:
-    """Number of parameters in closed form, tied ones once (checked against the built models)."""
+    """Number of parameters in closed form, tied ones once; for norms and placements as in block_parameters."""
     positions = config.context if config.positions == "learned" else 0
     embeddings = (config.vocab_size * (1 if config.tie_embeddings else 2) + positions) * config.dim
     head = () if config.tie_embeddings else (config.vocab_size,)
-    return embeddings + block_parameters(config) + beside(config, *head)
+    return embeddings + config.vocab_size * config.head_bias + block_parameters(config) + beside(config, *head)
 
 
 def vit_parameters(config: ViTConfig) -> int:
-    """Number of parameters in closed form (checked against the built models)."""
+    """Number of parameters in closed form; for norms and placements as in block_parameters."""
     patches = config.dim * (config.channels * config.patch_size**config.in_dims + config.bias)
     positions = config.dim * (config.tokens if config.positions == "learned" else 0)
     class_token = config.dim if config.pool == "cls" else 0
@@ -250,7 +308,7 @@ def norm_parameters(config: GPTConfig | ViTConfig, width: int) -> int:
 
 
 def block_parameters(config: GPTConfig | ViTConfig) -> int:
-    """Of all blocks, and of the norms before and after them."""
+    """Of all blocks, and of the norms before and after them: S1 to S5 and the like, with LayerNorm or RMSNorm."""
     placement = placement_named(config.placement)
     with_bias = config.bias
     norm, qk_norm = norm_parameters(config, config.dim), norm_parameters(config, config.head_dim)

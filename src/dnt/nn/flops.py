@@ -1,6 +1,7 @@
 """What a training step must compute, counted from the shapes. No torch."""
 
 from dnt.nn.config import GPTConfig, ViTConfig
+from dnt.nn.placement import placement_named
 
 
 def training_flops(config: GPTConfig | ViTConfig) -> int:
@@ -21,11 +22,14 @@ def training_flops(config: GPTConfig | ViTConfig) -> int:
             patch = config.channels * config.patch_size**config.in_dims
             tokens, ends, share = config.tokens, config.dim * (4 * patch * patches + 6 * config.classes), 1.0
     attention = 12 * config.depth * config.dim * tokens**2 * share
-    return 6 * config.depth * block_matrices(config) * tokens + int(attention) + ends
+    return 6 * block_matrices(config) * tokens + int(attention) + ends
 
 
 def block_matrices(config: GPTConfig | ViTConfig) -> int:
-    """Numbers in the matrices of a block."""
+    """Numbers in the matrices of all blocks."""
     qkv = config.dim + 2 * (config.kv_heads or config.heads) * config.head_dim
     up = config.hidden * (2 if config.activation == "swiglu" else 1)
-    return config.dim * (qkv + config.dim + up + config.hidden)
+    blocks = config.depth * config.dim * (qkv + config.dim + up + config.hidden)
+    if placement_named(config.placement).block in ("sas", "sas-p"):  # values in the first block alone, and no W_o
+        return blocks - (2 * config.depth - 1) * config.dim**2
+    return blocks

@@ -2,7 +2,6 @@
 # B batch, T new tokens, S cached and new ones, D width, V vocabulary, N = B T
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dnt.lookup import lookup
 from dnt.nn.config import GPTConfig, gpt_config
 from dnt.nn.init import initialize
-from dnt.nn.layers import KeyValueCache, rotation, stack
-from dnt.nn.norms import NORMS
+from dnt.nn.layers import KeyValueCache, rotation
+from dnt.nn.ngpt import unit_weights
 from dnt.nn.placement import placement_named
 from dnt.nn.reparametrized import reparametrize
+from dnt.nn.stack import closing, forking, head_of, opening, stack
 
 MOST_LOGITS = 1 << 26  # N x V that are kept for the backward pass: 256 MiB of float32
 
@@ -30,21 +29,25 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        placement = placement_named(config.placement)
-        norm = partial(lookup(NORMS, config.norm, "norm"), eps=config.norm_eps, bias=config.bias)
-        self.tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.tokens = nn.Embedding(config.vocab_size, config.stream)
         if config.positions == "learned":
-            self.positions = nn.Embedding(config.context, config.dim)
-        self.input_norm = norm(config.dim) if placement.input else nn.Identity()
-        self.drop = nn.Dropout(config.dropout)
-        self.blocks = stack(config, norm, causal=True)
-        self.final_norm = norm(config.dim) if placement.final else nn.Identity()
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.positions = nn.Embedding(config.context, config.stream)
+        self.input_norm = opening(config)
+        self.drop = forking(config)
+        self.blocks = stack(config, causal=True)
+        self.final_norm = closing(config)
+        self.head = head_of(config, config.vocab_size, config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.tokens.weight
         self.recompute = False  # whether the backward pass computes each block's activations again
-        initialize(self, config.depth, config.init_std, config.init)
-        reparametrize(self, config.weights)
+        initialize(self, config)
+        reparametrize(self, config.parametrization)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """What the placement prescribes after each step of an optimizer, in place."""
+        if placement_named(self.config.placement).prescribes.unit_weights:
+            unit_weights(self)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:

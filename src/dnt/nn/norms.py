@@ -4,12 +4,14 @@ Each computes in the dtype of its gain, which mixed precision keeps in float32.
 """
 
 import math
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnt.lookup import lookup
 from dnt.nn.batch_norms import BatchNorm, PowerNorm, PRepBN, UnifiedNorm
 from dnt.nn.gains import Affine, Gain
 
@@ -46,6 +48,20 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
+
+
+class Shift(nn.Module):
+    """y = x + b
+
+    1901.09321 (Fixup), one learned number where others have a norm.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6, bias: bool = False):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
 
 
 class PRMSNorm(RMSNorm):
@@ -125,6 +141,7 @@ class CenterNorm(Affine):
 NORMS: dict[str, type[nn.Module]] = {
     "layernorm": LayerNorm,
     "rmsnorm": RMSNorm,
+    "shift": Shift,
     "prmsnorm": PRMSNorm,
     "scalenorm": ScaleNorm,
     "crmsnorm": CRMSNorm,
@@ -136,3 +153,8 @@ NORMS: dict[str, type[nn.Module]] = {
     "unifiednorm": UnifiedNorm,
     "prepbn": PRepBN,
 }
+
+
+def norm_of(config: Any, prescribed: str = "") -> MakeNorm:
+    """What makes the norms of a model, of its config's norm or of the one that its placement prescribes."""
+    return partial(lookup(NORMS, prescribed or config.norm, "norm"), eps=config.norm_eps, bias=config.bias)

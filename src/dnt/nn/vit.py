@@ -1,7 +1,6 @@
 """ViT with any placement: a classifier of images or volumes (V-DNT when the placement is "dnt")."""
 # B batch, C channels, S the axes of an image (H W, or D H W), T tokens, D width
 
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dnt.lookup import lookup
 from dnt.nn.config import ViTConfig, vit_config
 from dnt.nn.init import initialize
-from dnt.nn.layers import ClassToken, stack
-from dnt.nn.norms import NORMS
+from dnt.nn.layers import ClassToken
+from dnt.nn.ngpt import unit_weights
 from dnt.nn.placement import placement_named
-from dnt.nn.reparametrized import reparametrize
+from dnt.nn.reparametrized import reparametrize, stored
+from dnt.nn.stack import around_patches, closing, forking, head_of, opening, placing, stack
 
 PATCH_EMBEDDINGS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -30,22 +29,28 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
-        placement = placement_named(config.placement)
-        norm = partial(lookup(NORMS, config.norm, "norm"), eps=config.norm_eps, bias=config.bias)
+        self.pixel_norm, self.patch_norm = around_patches(config)
         self.patches = PATCH_EMBEDDINGS[config.in_dims](
-            config.channels, config.dim, config.patch_size, stride=config.patch_size, bias=config.bias
+            config.channels, config.stream, config.patch_size, stride=config.patch_size, bias=config.bias
         )
-        self.class_token = ClassToken(config.dim) if config.pool == "cls" else nn.Identity()
+        self.class_token = ClassToken(config.stream) if config.pool == "cls" else nn.Identity()
         if config.positions == "learned":
-            self.positions = nn.Embedding(config.tokens, config.dim)
-        self.input_norm = norm(config.dim) if placement.input else nn.Identity()
-        self.drop = nn.Dropout(config.dropout)
-        self.blocks = stack(config, norm, causal=False)
-        self.final_norm = norm(config.dim) if placement.final else nn.Identity()
-        self.head = nn.Linear(config.dim, config.classes, bias=config.bias)
+            self.positions = nn.Embedding(config.tokens, config.stream)
+        self.place = placing(config)
+        self.input_norm = opening(config)
+        self.drop = forking(config)
+        self.blocks = stack(config, causal=False)
+        self.final_norm = closing(config)
+        self.head = head_of(config, config.classes, config.bias)
         self.recompute = False  # as in GPT
-        initialize(self, config.depth, config.init_std, config.init)
-        reparametrize(self, config.weights)
+        initialize(self, config)
+        reparametrize(self, config.parametrization)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """As of GPT."""
+        if placement_named(self.config.placement).prescribes.unit_weights:
+            unit_weights(self)
 
     @property
     def ends(self) -> dict[str, list[nn.Module]]:
@@ -64,13 +69,14 @@ class ViT(nn.Module):
         if images_BCS.shape[1:] != config.image_shape:
             known = ", ".join(map(str, config.image_shape))
             raise ValueError(f"got images of shape {tuple(images_BCS.shape)}; this model reads (B, {known}).")
-        x_BTD = self.patches(images_BCS).flatten(2).transpose(1, 2)
+        x_BTD = self.patch_norm(self.patches(self.pixel_norm(images_BCS)).flatten(2).transpose(1, 2))
         if config.positions == "learned":
-            x_BTD = self.class_token(x_BTD) + self.positions.weight
+            positions_TD = self.positions.weight
         else:
-            positions = sincos(config.side, config.in_dims, config.dim, images_BCS.device)
-            x_BTD = self.class_token(x_BTD + positions.to(self.patches.weight.dtype))
-        x_BTD = self.drop(self.input_norm(x_BTD))
+            of_patches = sincos(config.side, config.in_dims, config.dim, images_BCS.device)
+            without = config.tokens - len(of_patches)  # the class token
+            positions_TD = F.pad(of_patches, (0, 0, without, 0)).to(stored(self.patches).dtype)
+        x_BTD = self.drop(self.input_norm(self.place(self.class_token(x_BTD), positions_TD)))
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, use_reentrant=False)

@@ -11,7 +11,7 @@ from typing import Any
 from dnt.files import read_json
 from dnt.lookup import lookup
 from dnt.nn.config import GPT_SIZES, VIT_SIZES
-from dnt.nn.placement import PLACEMENTS, Placement, Slots
+from dnt.nn.placement import PLACEMENTS, placement_from, placement_named
 from dnt.optim.kinds import RATES
 from dnt.runs import EXPERIMENT, Run
 from dnt.settings import FIXED, OF_SGD, SHAPE, VARIATIONS, FitSettings, Recipe
@@ -206,7 +206,7 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
         known |= {name: of_kind[name] for name in OF_GROUPS.keys() & of_kind.keys()}
     unheard = () if "momentum" in group else OF_SGD
     placement = config["model"].get("placement")
-    if isinstance(placement, str) and placement in PLACEMENTS and not PLACEMENTS[placement].hides:
+    if isinstance(placement, str) and not placement_named(placement).hides:
         unheard = (*unheard, "calibrate")
     left_out = ("placement", "seed", "lr", "weight_decay", *unheard, *FIXED)
     return {name: v for name, v in known.items() if name not in left_out}
@@ -220,8 +220,7 @@ def setting_of(config: dict[str, Any]) -> tuple[str, str, float, float]:
     """Placement, optimizer, learning rate and decay of a run, of `dnt train` or of `dnt.fit`."""
     placement, group = config["model"]["placement"], config["optimizer"]["groups"][0]
     if not isinstance(placement, str):
-        slots = {name: Slots(**placement[name]) for name in ("attn", "mlp")}
-        placement = Placement(**placement | slots).formula()
+        placement = placement_from(placement).formula()
     return placement, config["optimizer"]["class"].lower(), group["lr"], group["weight_decay"]
 
 
