@@ -441,7 +441,8 @@ class Loop:
         if self.sharded:  # its gradients are nowhere else
             with self.without_gradients(), self.no_sync(False):
                 self.objective.module(*batch).backward()
-                counts = histogram(local(p.grad) for p in self.model.parameters() if p.grad is not None)
+                parts = [local(p.grad) for p in self.model.parameters() if p.grad is not None]
+                counts = histogram(part for part in parts if part.numel())  # a scalar lies with one process
             for name in ("counts", "zeros"):
                 total = self.fabric.all_reduce(torch.tensor(counts[name], device=self.fabric.device), reduce_op="sum")
                 counts[name] = total.tolist()

@@ -5,12 +5,17 @@ from torch import nn
 
 import dnt
 from dnt.experiments.statements import STATED
-from dnt.nn.config import ACTIVATIONS, GPT_SIZES, gpt_parameters
+from dnt.nn.config import ACTIVATIONS, GPT_SIZES, OF_BATCHES, gpt_parameters
 from dnt.nn.layers import ACTIVATION_MODULES, KeyValueCache
 from tests import reference
 
 SHAPE = {"vocab_size": 13, "context": 8, "depth": 2, "dim": 16, "heads": 4}
-rows = pytest.mark.parametrize(("placement", "norm"), [(p, n) for p in STATED for n in ("layernorm", "rmsnorm")])
+USUAL = ("layernorm", "rmsnorm")
+OTHERS = [n for n in dnt.NORMS if n not in (*USUAL, *OF_BATCHES, "crmsnorm", "shift")]  # those two are for pre-ln alone
+ROWS = [(p, n) for p in STATED for n in USUAL]
+rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in (*OTHERS, "crmsnorm", "shift")])
+rows_of_slots = pytest.mark.parametrize(("placement", "norm"), ROWS + [("s4", n) for n in OTHERS])
+TO_LEARN = {"prmsnorm": {"dim": 64, "heads": 2}, "dyt": {"init_std": 0.1}}  # of more than one feature; what tanh bends
 
 
 def build(seed: int = 0, **fields) -> dnt.GPT:
@@ -118,9 +123,9 @@ def test_dnt_is_the_forward_pass_of_the_paper():
 
 @rows
 def test_every_row_overfits_one_batch(placement, norm):
-    model = build(placement=placement, norm=norm)
+    model = build(placement=placement, norm=norm, **TO_LEARN.get(norm, {}))
     tokens = torch.randint(0, 13, (4, 9))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if norm == "prmsnorm" else 1e-2)
     for _ in range(150):
         loss = model.loss(tokens[:, :-1], tokens[:, 1:])
         optimizer.zero_grad()
@@ -129,7 +134,7 @@ def test_every_row_overfits_one_batch(placement, norm):
     assert loss < 0.4  # 2.6 at the start; what the first token cannot tell stays
 
 
-@rows
+@rows_of_slots
 def test_every_norm_that_is_built_is_called_and_moves_the_output(placement, norm):
     model = build(placement=placement, norm=norm).double()
     norms = {name: m for name, m in model.named_modules() if isinstance(m, tuple(dnt.NORMS.values()))}
@@ -211,7 +216,7 @@ def test_named_sizes_as_gpt2_have_its_parameter_counts(size, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters == gpt_parameters(model.config)
 
 
-@rows
+@rows_of_slots
 @pytest.mark.parametrize("fields", [{}, {"bias": True}, {"tie_embeddings": False}, {"mlp_ratio": 2.5}])
 def test_parameter_count_in_closed_form(placement, norm, fields):
     model = build(placement=placement, norm=norm, **fields)

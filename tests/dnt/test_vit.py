@@ -19,16 +19,19 @@ from torch import nn
 import dnt
 from dnt.experiments.statements import STATED
 from dnt.interchange.timm import as_timm
-from dnt.nn.config import VIT_SIZES, vit_parameters
+from dnt.nn.config import OF_BATCHES, VIT_SIZES, vit_parameters
 from dnt.nn.vit import sincos
 from tests import reference
-from tests.dnt.test_gpt import randomize
+from tests.dnt import test_gpt
+from tests.dnt.test_gpt import ROWS, TO_LEARN, randomize
 
 SHAPE = {"image_size": 8, "patch_size": 4, "channels": 3, "classes": 5, "depth": 2, "dim": 24, "heads": 2}
 TIMM = {"img_size": 8, "patch_size": 4, "in_chans": 3, "num_classes": 5, "depth": 2, "embed_dim": 24, "num_heads": 2}
 GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False}
 STANDARD = {"placement": "pre-ln", "norm": "layernorm", "bias": True}
-rows = pytest.mark.parametrize(("placement", "norm"), [(p, n) for p in STATED for n in ("layernorm", "rmsnorm")])
+OTHERS = [*test_gpt.OTHERS, *OF_BATCHES]
+rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in (*OTHERS, "crmsnorm", "shift")])
+rows_of_slots = pytest.mark.parametrize(("placement", "norm"), ROWS + [("s4", n) for n in OTHERS])
 
 
 def build(seed: int = 0, **fields) -> dnt.ViT:
@@ -143,7 +146,7 @@ def test_sincos_positions_equal_timms():
 
 @rows
 def test_every_row_overfits_one_batch_of_images(placement, norm):
-    model = build(placement=placement, norm=norm)
+    model = build(placement=placement, norm=norm, **TO_LEARN.get(norm, {}))
     images, labels = images_for(model, 8), torch.arange(8) % 5
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
@@ -154,7 +157,7 @@ def test_every_row_overfits_one_batch_of_images(placement, norm):
     assert loss < 0.1  # 1.6 at the start
 
 
-@rows
+@rows_of_slots
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_every_norm_that_is_built_is_called_and_moves_the_scores(placement, norm, pool):
     model = build(placement=placement, norm=norm, pool=pool).double()
@@ -167,7 +170,7 @@ def test_every_norm_that_is_built_is_called_and_moves_the_scores(placement, norm
         assert module.weight.grad.abs().max() > 0, name
 
 
-@rows
+@rows_of_slots
 @pytest.mark.parametrize(
     "fields",
     [{}, {"bias": True}, {"pool": "mean"}, {"positions": "sincos"}, {"in_dims": 3}, {"mlp_ratio": 2.5, "kv_heads": 1}],

@@ -13,7 +13,7 @@ from dnt.nn.init import initialize
 from dnt.nn.layers import ClassToken
 from dnt.nn.ngpt import unit_weights
 from dnt.nn.placement import placement_named
-from dnt.nn.reparametrized import reparametrize
+from dnt.nn.reparametrized import reparametrize, stored
 from dnt.nn.stack import around_patches, closing, forking, head_of, opening, placing, stack
 
 PATCH_EMBEDDINGS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -75,7 +75,7 @@ class ViT(nn.Module):
         else:
             of_patches = sincos(config.side, config.in_dims, config.dim, images_BCS.device)
             without = config.tokens - len(of_patches)  # the class token
-            positions_TD = F.pad(of_patches, (0, 0, without, 0)).to(self.patches.weight.dtype)
+            positions_TD = F.pad(of_patches, (0, 0, without, 0)).to(stored(self.patches).dtype)
         x_BTD = self.drop(self.input_norm(self.place(self.class_token(x_BTD), positions_TD)))
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
