@@ -1,4 +1,4 @@
-"""Every row of PLACEMENTS: trains, is kept and read back, computes in bfloat16 and compiled, is made of what it says."""
+"""Every row of PLACEMENTS: trains, is kept and read back, computes in bfloat16 and compiled, has the norms it says."""
 
 import json
 from collections import Counter
@@ -9,22 +9,27 @@ from zlib import crc32
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 import dnt
 from dnt.experiments.statements import STATED
 from dnt.nn.layers import Unit
+from dnt.nn.ngpt import Turn
 from dnt.nn.norms import Gain
 from dnt.nn.placement import Prescription, placement_from
 
 TEXT = {"vocab_size": 13, "context": 8, "depth": 4, "dim": 16, "heads": 4, "positions": "rope"}
 IMAGES = {"image_size": 8, "patch_size": 4, "channels": 2, "classes": 5, "depth": 4, "dim": 16, "heads": 4}
 OF_IMAGES_ALONE = ("dual-patchnorm", "lape")
-IN_IMAGES_TOO = ("post-ln", "dnt", "hybridnorm-star", "residual", "ngpt", "sas-p", "lipsformer", "relu-attention")
+IN_IMAGES_TOO = ("post-ln", "dnt", "residual", "ngpt", "sas-p", "lipsformer", "sigma-reparam")
 ROWS = [(name, "vit" if name in OF_IMAGES_ALONE else "gpt") for name in dnt.PLACEMENTS]
 ROWS += [(name, "vit") for name in IN_IMAGES_TOO]
 rows = pytest.mark.parametrize(("placement", "kind"), ROWS)
-OF_ONE_CODE = [(name, "gpt") for name in STATED if name not in ("dnt", "post-ln")]  # with these: only other norms absent
-OF_ONE_CODE += [(name, "vit") for name in IN_IMAGES_TOO] + [("mix-ln", "gpt"), ("hybridnorm", "gpt")]
+COMPILED_ELSEWHERE = {
+    *(name for name in STATED if name != "dnt"), "mix-ln", "hybridnorm",  # no code beyond that of dnt, hybridnorm-star
+    "deepnorm", "sub-ln", "qknorm-layernorm", "pre-crmsnorm", "dyt",  # nor these, but a number, or a norm: test_norms
+    "residual", "ngpt", "sas", "sas-p", "lape", "sigma-reparam",  # test_own_blocks, test_reparametrized
+}  # fmt: skip
 
 
 def build(placement: str | dnt.Placement, kind: str = "gpt", **fields) -> dnt.GPT | dnt.ViT:
@@ -35,11 +40,14 @@ def build(placement: str | dnt.Placement, kind: str = "gpt", **fields) -> dnt.GP
 
 
 def randomize(model: dnt.GPT | dnt.ViT) -> dnt.GPT | dnt.ViT:
-    """Matrices of order 1/sqrt(fan-in), all else near 1; of parameters with one name and shape always the same."""
+    """Matrices of order 1/sqrt(fan-in), all else near where it starts; the same of all that have one name and shape."""
     with torch.no_grad():
         for name, p in model.named_parameters():
-            drawn = torch.randn(p.shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
-            p.copy_(drawn / p.shape[1] ** 0.5 if p.ndim > 1 else 1 + 0.2 * drawn)
+            z = torch.randn(p.shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
+            p.copy_(z / p.shape[1] ** 0.5 if p.ndim > 1 else torch.where(p == 0, 0.2 * z, p * (1 + 0.2 * z)))
+        for module in model.modules():
+            for _ in range(10 * isinstance(module, ParametrizationList)):
+                module()  # turns the singular vectors of what is new
     return model
 
 
@@ -65,13 +73,14 @@ def test_every_row_overfits_one_batch(placement, kind):
     model = build(placement, kind, depth=4 if dnt.PLACEMENTS[placement].layers else 2, init_std=0.2)
     batch = batch_for(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95))
-    for _ in range(60):
+    for _ in range(200):
         loss = model.loss(*batch)
+        if loss < 0.2:  # about 2.6, of images 1.6, at the start
+            return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print("LOSS", placement, kind, loss.item())
-    assert loss < 0.2  # about 2.6, of images 1.6, at the start
+    raise AssertionError(f"the loss is {loss}")
 
 
 @rows
@@ -89,21 +98,19 @@ def test_weights_come_back_bit_for_bit(placement, kind, tmp_path):
 
 @rows
 def test_bfloat16_is_finite_and_near_float32(placement, kind):
-    model = randomize(build(placement, kind))
-    batch = batch_for(model)
-    exact, exact_gradients = model(batch[0]), gradients(model, batch)
+    model = randomize(build(placement, kind)).eval()
+    inputs, _ = batch = batch_for(model)
+    exact = model(inputs), torch.cat([g.flatten() for g in gradients(model, batch)])
     with torch.autocast("cpu", torch.bfloat16):
-        near, loss = model(batch[0]), model.loss(*batch)
-    near_gradients = torch.autograd.grad(loss, list(model.parameters()))
-    print("BF", placement, kind, ((near - exact).norm() / exact.norm()).item(), (sum((a - b).square().sum() for a, b in zip(near_gradients, exact_gradients))/sum(b.square().sum() for b in exact_gradients)).sqrt().item())
-    assert (near - exact).norm() < 0.05 * exact.norm()
-    flat, exact_flat = (torch.cat([g.flatten().float() for g in gs]) for gs in (near_gradients, exact_gradients))
-    assert (flat - exact_flat).norm() < 0.2 * exact_flat.norm()
+        logits, loss = model(inputs), model.loss(*batch)
+    near = logits, torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    of_logits, of_gradients = ((a - b).norm() / b.norm() for a, b in zip(near, exact, strict=True))
+    assert of_logits < 0.05 and of_gradients < 0.2
 
 
-@pytest.mark.parametrize(("placement", "kind"), [row for row in ROWS if row not in OF_ONE_CODE])
+@pytest.mark.parametrize(("placement", "kind"), [row for row in ROWS if row[0] not in COMPILED_ELSEWHERE])
 def test_compiled_equals_eager(placement, kind):
-    model = randomize(build(placement, kind, depth=2 if dnt.PLACEMENTS[placement].layers else 1))
+    model = randomize(build(placement, kind, depth=2 if dnt.PLACEMENTS[placement].layers else 1)).eval()
     inputs, _ = batch_for(model)
     outputs = []
     for run in (model.hidden, torch.compile(model.hidden, backend="aot_eager", fullgraph=True)):
@@ -123,11 +130,16 @@ def test_models_build_without_memory(placement, kind):
     }
 
 
-def placed(placement: dnt.Placement, depth: int) -> int:
-    """How many norms a placement gives a model whose blocks are sublayers."""
+OWN_NORMS = {"lape": (1, 0), "sas-p": (1, 0), "ngpt": (4, 1)}  # of each block and once a model, beside those of Slots
+
+
+def norms_placed(placement: dnt.Placement, depth: int) -> int:
+    """How many norms a placement says that a model has."""
     blocks = placement.of_blocks(depth)
     inside = sum(block.attn.norms + block.mlp.norms + 2 * bool(block.qk) + block.v for block in blocks)
-    return inside + placement.input + placement.final + 2 * placement.patch
+    in_block, in_model = OWN_NORMS.get(placement.block, (0, 0))
+    ends = placement.input + placement.final + 2 * placement.patch
+    return inside + depth * in_block + ends + in_model
 
 
 @rows
@@ -138,9 +150,9 @@ def test_every_norm_is_called_once_and_every_parameter_moves_the_loss(placement,
     for norm in norms:
         norm.register_forward_hook(lambda module, *_: calls.update([module]))
     given = gradients(model, batch_for(model))
-    assert set(calls) == set(norms) and set(calls.values()) <= {1}
-    if dnt.PLACEMENTS[placement].block == "sublayers":
-        assert len(norms) == placed(dnt.PLACEMENTS[placement], 4)
+    twice = {m.unit for m in model.modules() if isinstance(m, Turn)}  # one of the branch, one of the sum
+    assert calls == {norm: 1 + (norm in twice) for norm in norms}
+    assert len(norms) == norms_placed(dnt.PLACEMENTS[placement], 4)
     for (name, _), gradient in zip(model.named_parameters(), given, strict=True):
         assert gradient.abs().max() > 0, name
 
@@ -152,8 +164,8 @@ def test_every_parameter_is_in_one_group_and_no_gain_decays(placement, kind):
     assert sum(len(group["params"]) for group in dnt.param_groups(model)) == len(list(model.parameters()))
     assert set(decays) == set(model.parameters())
     gains = {p for m in model.modules() if isinstance(m, (*dnt.NORMS.values(), Gain)) for p in m.parameters()}
-    assert not any(decays[p] for p in gains | {p for p in model.parameters() if p.ndim < 2})
-    assert all(decays[m.weight] for m in model.modules() if isinstance(m, nn.Linear))
+    assert not any(decays[p] for p in gains)
+    assert all(does == (p.ndim > 1) for p, does in decays.items())
 
 
 def test_no_two_rows_compute_the_same():
@@ -231,7 +243,10 @@ def test_a_model_in_layers_equals_its_blocks_one_after_another():
         ("post-ln:101%,pre-ln", "write NAME:BLOCKS or NAME:SHARE%"),
         ("post-ln,pre-ln", "in layers all parts but the last need a number of blocks, as in post-ln:4,pre-ln."),
         ("mix-ln:2,pre-ln", "a part of a placement in layers is itself in layers; write its own parts out."),
-        ("pre-ln:2,ngpt", "these placements do not go into one model, as they differ in more than the norms of a block:"),
+        (
+            "pre-ln:2,ngpt",
+            "these placements do not go into one model, as they differ in more than the norms of a block:",
+        ),
         ("dyt:2,pre-ln", "more than the norms of a block: nothing prescribed; norm dyt."),
     ],
 )
