@@ -72,7 +72,8 @@ def relu_attention(
     scores = (q_BHTK * q_BHTK.shape[-1] ** -0.5).to(v.dtype) @ k.to(v.dtype).transpose(-2, -1)
     seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=v.device) if mask is None else mask
     seen = seen.tril() if causal else seen
-    weights = scores.relu() * (seen / seen.sum(-1, keepdim=True)).to(v.dtype)
+    seen = seen.to(v.dtype)
+    weights = scores.relu() * (seen / seen.sum(-1, keepdim=True))
     return F.dropout(weights, dropout) @ v
 
 
