@@ -241,6 +241,8 @@ def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTCo
                     f"{what} does not go with {config.norm_name}, whose statistics are those of a whole batch, counted "
                     "once; drop it, or use another norm."
                 )
+    if settings.ema and settings.prescribed and placement_named(config.placement).prescribes.unit_weights:
+        raise ValueError(f"ema does not go with {config.placement}: an average of unit vectors is none; drop it.")
     weights = config.parametrization
     if weights in TURNING and settings.recompute:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from itertools import count, product
@@ -13,6 +14,7 @@ from scipy.stats import permutation_test, spearmanr
 
 import dnt
 from dnt.nn.norms import NORMS
+from dnt.recipes import RECIPES
 from dnt.report.measured import Measured
 
 STATE = {  # bytes a parameter of gpt-tiny
@@ -187,3 +189,46 @@ def test_gaps_correction_is_holms(bench):
 def shown(alternate):
     """It takes what shows the rounds, too."""
     return lambda builds, rounds, show: alternate(builds, rounds)
+
+
+class InThisProcess:
+    """In place of a pool of processes."""
+
+    def __init__(self, workers: int, mp_context: object):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_the_zoo_is_tuned_row_by_row_and_what_is_finished_is_not_run_again(run, monkeypatch, tmp_path):
+    zoo = import_module("zoo")
+    tmp_path.joinpath("words.txt").write_text("".join(f"{i} some words\n" for i in range(500)))
+    shape = {"context": 8, "depth": 1, "dim": 16, "heads": 2, "steps": 4, "warmup": 1, "eval_tokens": 64}
+    small = replace(RECIPES["tiny"], data=str(tmp_path / "words.txt"), **shape)
+    rows = [zoo.Row(name, replace(small, placement=name)) for name in ("pre-ln", "dnt", "ngpt")]
+    rates = {"adamw": (1e-3, 1e-1), "msgdw": (0.1, 0.3, 1e38), "lion": (1e-3,)}
+    constants = {
+        **{"rows": lambda: rows, "RATES": rates, "MORE": ("lion",), "SEEDS": (0, 1), "SELECTED": 1},
+        **{"ProcessPoolExecutor": InThisProcess, "STEP_DECAY": 1e-4},
+    }
+    threads = torch.get_num_threads()
+    found = run("zoo", "--runs", str(tmp_path / "runs"), "--rounds", "2", **constants)
+    monkeypatch.setattr(zoo, "train", None)  # would fail
+    again = run("zoo", "--runs", str(tmp_path / "runs"), "--rounds", "2", **constants)
+    torch.set_num_threads(threads)
+    assert again["cells"] == found["cells"] and found["step_seconds"].keys() == {"pre-ln", "dnt", "ngpt"}
+    cells = {(cell["row"], cell["optimizer"]): cell for cell in found["cells"]}
+    best = min(cells, key=lambda key: cells[key]["tried"][f"{cells[key]['lr']:g}"])[0]
+    tuned_on = {row.name for row in rows if (row.name, "lion") in cells}
+    assert tuned_on == {best, "dnt"}
+    assert cells["pre-ln", "msgdw"]["tried"]["1e+38"] is None, "it diverged"
+    for (row, optimizer), cell in cells.items():
+        tried = {rate: loss for rate, loss in cell["tried"].items() if loss is not None}
+        assert min(tried, key=tried.get) == f"{cell['lr']:g}" and len(cell["tried"]) == len(rates[optimizer])
+        assert cell["seeds"] == (2 if row in tuned_on else 1) and (cell["spread"] is None) == (cell["seeds"] == 1)
+    markdown = zoo.table(found["cells"], found["step_seconds"])
+    assert markdown.count("\n") == 1 + len(cells) and "± " in markdown

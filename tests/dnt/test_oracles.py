@@ -100,9 +100,7 @@ def test_deepnorm_equals_x_transformers_post_norm_with_a_scaled_residual():
 
 def test_normformer_equals_x_transformers_head_scale_sandwich_and_scaled_residual():
     model = build("normformer", norm="layernorm", norm_eps=1e-5)
-    theirs = x_layers(
-        model, sandwich_norm=True, attn_head_scale=True, ff_post_act_ln=True, scale_residual=True
-    )
+    theirs = x_layers(model, sandwich_norm=True, attn_head_scale=True, ff_post_act_ln=True, scale_residual=True)
     for i, block in enumerate(model.blocks):
         (attn_norms, attn, attn_skip), (mlp_norms, mlp, mlp_skip) = theirs.layers[2 * i : 2 * i + 2]
         mlp_norms[1] = nn.Identity()  # the paper has no norm after the second matrix
