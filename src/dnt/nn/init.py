@@ -1,9 +1,9 @@
 """Every initialization rule. A parameter that no rule claims is an error.
 
 Matrices, embeddings, the kernel of patches and the class token are N(0, std), gains what they say (those of norms 1),
-biases 0. GPT-2 divides the last
-matrix of every branch, W_o and W_2, by sqrt(2 depth), so that 2 depth branches add up to the size of one. A MidNorm
-undoes that factor and only brings the branch nearer to its eps, hence two rules for the blocks:
+biases 0. GPT-2 divides the last matrix of every branch, W_o and W_2, by sqrt(2 depth), so that 2 depth branches add up
+to the size of one. A MidNorm undoes that factor and only brings the branch nearer to its eps, hence two rules for the
+blocks:
 
     dnt    divide where no MidNorm follows (the same as gpt2 for every placement without MidNorm)
     gpt2   divide always
