@@ -105,12 +105,15 @@ def reading(size: GPTConfig | ViTConfig) -> tuple[str, str, str]:
 def print_tables(console: Console) -> None:
     formula = Column("forward pass (N: the norm; f[N]: N before its last matrix)", no_wrap=True)
     placements = Table("placement", formula, "source")
-    prescriptions = Table("placement", "prescribes (--no-prescribed leaves decay, warm-up and weights alone)")
+    prescriptions = Table(
+        "placement",
+        "prescribes (--no-prescribed: not decay, warm-up, unit weights)",
+        "seen to train at",
+    )
     for name, placement in PLACEMENTS.items():
         parts = placement.formula().replace(" [", "\n[") if placement.layers else placement.formula()
         placements.add_row(name, escape(parts), placement.source)
-        if said := str(placement.prescribes):
-            prescriptions.add_row(name, said)
+        prescriptions.add_row(name, str(placement.prescribes), placement.prescribes.trains_at())
     console.print(placements)
     console.print(prescriptions)
     norms = Table("norm", "formula", "source")

@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -31,10 +33,23 @@ def test_formulas_are_those_of_the_literature():
 
 
 def test_no_two_rows_place_norms_alike():
-    rows = {replace(p, source="") for p in PLACEMENTS.values()}
+    rows = {replace(p, source="", prescribes=replace(p.prescribes, rates=())) for p in PLACEMENTS.values()}
     assert len(rows) == len(PLACEMENTS)
 
 
 def test_a_placement_of_ones_own_is_data():
     own = Placement(attn=Slots(mid=True), mlp=Slots(pre=True), qk=True)
     assert own.formula() == "x = embed; x + N(attn_qk(x)); x + mlp(N(x)); head(N(x))"
+
+
+def test_the_rates_of_each_row_are_those_that_the_benchmark_found():
+    cells = json.loads((Path(__file__).parents[2] / "bench/results/zoo.json").read_text())["cells"]
+    found: dict[str, list[tuple[str, float, float]]] = {}
+    for cell in cells:
+        name = cell["row"].removeprefix("images: ") if cell["row"][8:] in ("lape", "dual-patchnorm") else cell["row"]
+        if name in PLACEMENTS and cell["optimizer"] in ("adamw", "msgdw"):
+            tried = {float(rate): loss for rate, loss in cell["tried"].items() if loss is not None}
+            near = [rate for rate, loss in tried.items() if loss < min(tried.values()) + 0.2]
+            found.setdefault(name, []).append((cell["optimizer"], min(near), max(near)))
+    rows = {name: list(placement.prescribes.rates) for name, placement in PLACEMENTS.items()}
+    assert rows == {name: sorted(rates) for name, rates in found.items()}

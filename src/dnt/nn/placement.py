@@ -10,6 +10,7 @@ from math import log, sqrt
 from typing import Any
 
 from dnt.lookup import lookup
+from dnt.nn.rates import RATES
 
 BY_DEPTH: dict[str, Callable[[int, int], float]] = {  # of block l = 1 ... L
     "l^(-1/2)": lambda block, L: block**-0.5,
@@ -76,7 +77,7 @@ class Prescription:
     norm: a row of NORMS, that of the config if "". init: a row of dnt.nn.init.INITS, likewise. weights: how linear
     layers are parametrized (dnt.nn.reparametrized), likewise. decay, warmup: whether it is trained with them.
     unit_weights: after each step every matrix is divided by its norms along the width of the model. rates: of an
-    optimizer the least and the largest learning rate with which it was seen to train.
+    optimizer the least and the largest learning rate with which it was seen to train (dnt.nn.rates).
     """
 
     norm: str = ""
@@ -91,7 +92,11 @@ class Prescription:
         said = [f"{name} {value}" for name in ("norm", "init", "weights") if (value := getattr(self, name))]
         said += [f"no {what}" for what, given in (("decay", self.decay), ("warm-up", self.warmup)) if not given]
         said += ["unit weights"] if self.unit_weights else []
-        return ", ".join(said + [f"{name} {least:g} to {most:g}" for name, least, most in self.rates])
+        return ", ".join(said)
+
+    def trains_at(self) -> str:
+        """The learning rates."""
+        return ", ".join(f"{name} {least:g} to {most:g}" for name, least, most in self.rates)
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,8 @@ PLACEMENTS["hybridnorm-star"] = replace(
     layers=((replace(HYBRID, attn=PRE, mlp=PRE), 1), (PLACEMENTS["hybridnorm"], 0)),
     source="2503.04598 (HybridNorm*)",
 )
+for _name, _rates in RATES.items():
+    PLACEMENTS[_name] = replace(PLACEMENTS[_name], prescribes=replace(PLACEMENTS[_name].prescribes, rates=_rates))
 
 
 def placement_named(placement: str | Placement) -> Placement:
