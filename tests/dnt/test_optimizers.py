@@ -423,6 +423,7 @@ def test_parts_are_read_from_the_name():
         ("adamw;msgdw:head", {}, "nothing is left for the part of head: the parts before it take it all."),
         ("muon:matrix;adamw", {}, "muon divides a model by itself and cannot be part of a mixture"),
         ("sophia-h:matrix;adamw", {}, "sophia-h cannot be part of a mixture"),
+        ("adamw@1:head;lion@1", {"lr": 0.1}, "lr is 0.1, but every part of the mixture has its own rate"),
         (BY_NAME, {"gain_rate": 2.0}, "has rates of its own; drop gain_rate."),
         (BY_NAME, {"momentum_in_grad": True}, "momentum_in_grad does not go with a mixture"),
         ("clipped-sgd", {"clip_fraction": 1.0}, "clip_fraction is 1.0; it must be at least 0 (none) and less than 1."),

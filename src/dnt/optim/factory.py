@@ -268,6 +268,8 @@ def mixture(parts: list[Part], model: nn.Module, options: Mapping[str, Any]) -> 
             raise ValueError(f"{part.name} divides a model by itself and cannot be part of a mixture; name it alone.")
     if options.get("momentum_in_grad"):
         raise ValueError("momentum_in_grad does not go with a mixture, whose gradients others step along; drop it.")
+    if options.get("lr") is not None and all(part.lr is not None for part in parts):
+        raise ValueError(f"lr is {options['lr']}, but every part of the mixture has its own rate; drop one of the two.")
     built = []
     for part, members in zip(parts, divide(model, [part.patterns for part in parts]), strict=True):
         own = {"lr": part.lr, "weight_decay": None, "equilibrium": None} if part.lr is not None else {}
