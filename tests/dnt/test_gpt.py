@@ -15,7 +15,7 @@ OTHERS = [n for n in dnt.NORMS if n not in (*USUAL, *OF_BATCHES, "crmsnorm", "sh
 ROWS = [(p, n) for p in STATED for n in USUAL]
 rows = pytest.mark.parametrize(("placement", "norm"), ROWS + [("pre-ln", n) for n in (*OTHERS, "crmsnorm", "shift")])
 rows_of_slots = pytest.mark.parametrize(("placement", "norm"), ROWS + [("s4", n) for n in OTHERS])
-TO_LEARN = {"prmsnorm": {"dim": 64, "heads": 2}, "dyt": {"init_std": 0.1}}  # of more than one feature; what tanh bends
+TO_LEARN = {"prmsnorm": {"dim": 64, "heads": 2}}  # of more than one feature
 
 
 def build(seed: int = 0, **fields) -> dnt.GPT:
@@ -123,15 +123,15 @@ def test_dnt_is_the_forward_pass_of_the_paper():
 
 @rows
 def test_every_row_overfits_one_batch(placement, norm):
-    model = build(placement=placement, norm=norm, **TO_LEARN.get(norm, {}))
+    model = build(placement=placement, norm=norm, init_std=0.2, **TO_LEARN.get(norm, {}))
     tokens = torch.randint(0, 13, (4, 9))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if norm == "prmsnorm" else 1e-2)
-    for _ in range(150):
+    for _ in range(50):
         loss = model.loss(tokens[:, :-1], tokens[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.4  # 2.6 at the start; what the first token cannot tell stays
+    assert loss < 0.4  # 2.6 or more at the start; what the first token cannot tell stays
 
 
 @rows_of_slots

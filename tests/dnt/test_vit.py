@@ -146,15 +146,15 @@ def test_sincos_positions_equal_timms():
 
 @rows
 def test_every_row_overfits_one_batch_of_images(placement, norm):
-    model = build(placement=placement, norm=norm, **TO_LEARN.get(norm, {}))
+    model = build(placement=placement, norm=norm, init_std=0.2, **TO_LEARN.get(norm, {}))
     images, labels = images_for(model, 8), torch.arange(8) % 5
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(25):
         loss = model.loss(images, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.1  # 1.6 at the start
+    assert loss < 0.1  # 1.6 or more at the start
 
 
 @rows_of_slots

@@ -347,7 +347,8 @@ def in_layers(parts: list[tuple[Placement, int | float]]) -> Placement:
     stands after them of the last.
     """
     (first, _), (last, _) = parts[0], parts[-1]
-    return replace(last, input=first.input, patch=first.patch, layers=tuple(parts), source="")
+    before = {name: getattr(first, name) for name in ("input", "patch", "embed_gain")}
+    return replace(last, **before, layers=tuple(parts), source="")
 
 
 def placement_from(fields: dict[str, Any]) -> Placement:
