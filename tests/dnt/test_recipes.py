@@ -148,7 +148,7 @@ def test_list_shows_what_each_recipe_reads(capfd, monkeypatch):
 
 @pytest.mark.parametrize(("name", "data"), [("tiny", ["--data", "words.txt"]), ("tiny-images", [])])
 def test_the_small_recipes_run_and_a_comparison_takes_what_it_shares_with_them(name, data, workplace):
-    cut = ["--steps", "2", "--warmup", "1", "--eval-tokens", "64", *data]
+    cut = ["--steps", "2", "--warmup", "1", "--eval-tokens", "256", *data]
     Path("words.txt").write_text("some words\n" * 5000)
     assert main(["train", "--recipe", name, *cut, "--out", "run"]) == 0
     cells = ["--placements", "sigma-reparam", "--optimizers", "msgdw", "--vary"]
