@@ -69,7 +69,7 @@ def plan(settings: TrainSettings) -> str:
     first = optimizer.param_groups[0]
     lines = {
         "model": f"{config.depth} x {config.dim} x {config.heads} heads, {reads}: {parameters:,} parameters",
-        "placement": f"{settings.placement}, {config.norm_name} (eps {config.norm_eps:g}), init {config.init}",
+        "placement": f"{settings.placement}, {config.norm_name} (eps {config.norm_eps:g}), init {config.init_name}",
         "optimizer": f"{settings.optimizer}, lr {first['lr']:g}, decay {first['weight_decay']:g}"
         + ("" if unknown else f", state {state / parameters:.1f} bytes a parameter"),
         "schedule": f"{settings.schedule}, {settings.steps:,} steps, warm-up {settings.warmup:,}, floor "

@@ -297,8 +297,6 @@ class Loop:
                     self.fabric.backward(loss / self.accumulate, **({"create_graph": True} if twice else {}))
             losses.append(loss.detach())
         self.step += 1
-        for progress in self.progress:
-            progress.fill_(self.step / settings.steps)
         with self.phase("optimizer"):
             bound = self.clip_bound()
             norm = self.clipped(bound)
@@ -307,6 +305,8 @@ class Loop:
             self.optimizer.step()
             if settings.prescribed:
                 self.model.after_step()
+            for progress in self.progress:  # not before: a step may differentiate what the forward pass did
+                progress.fill_(self.step / settings.steps)
             self.optimizer.zero_grad()
             if self.average:
                 # (1 - ema) / (1 - ema^t) makes it the mean of the weights after steps 1 to t, each counting ema^(age)

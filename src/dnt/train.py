@@ -125,6 +125,7 @@ def fit(
     settings = as_prescribed(model, optimizer, settings)
     check_combination(settings, precision)
     check_model(settings, precision, model.config)
+    check_weights(settings, precision, model.config, optimizer)
     check_optimizer(settings, precision, optimizer)
     if settings.calibrate:
         blind_matrices(model, sgd_rates(model, optimizer))  # there are some
@@ -194,6 +195,11 @@ def as_prescribed(model: GPT | ViT, optimizer: torch.optim.Optimizer, settings: 
     if not settings.prescribed:
         return settings
     if not prescribes.decay:
+        if settings.clip_equilibrium or any(group.get("equilibrium") for group in optimizer.param_groups):
+            name = "clip_equilibrium" if settings.clip_equilibrium else "equilibrium"
+            raise ValueError(
+                f"{name} needs weight decay, and placement {model.config.placement_name} prescribes none; drop it."
+            )
         for group in optimizer.param_groups:
             group["weight_decay"] = 0.0
     return settings if prescribes.warmup else replace(settings, warmup=0)
@@ -241,8 +247,6 @@ def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTCo
                     f"{what} does not go with {config.norm_name}, whose statistics are those of a whole batch, counted "
                     "once; drop it, or use another norm."
                 )
-    if settings.ema and settings.prescribed and placement_named(config.placement).prescribes.unit_weights:
-        raise ValueError(f"ema does not go with {config.placement}: an average of unit vectors is none; drop it.")
     weights = config.parametrization
     if weights in TURNING and settings.recompute:
         raise ValueError(
@@ -250,6 +254,24 @@ def check_model(settings: FitSettings, precision: str, config: GPTConfig | ViTCo
         )
     if weights != "plain" and precision == "bf16-weights":
         raise ValueError(f"bf16-weights does not go with {weights}, which computes in float32; use bf16-mixed.")
+
+
+def check_weights(
+    settings: FitSettings, precision: str, config: GPTConfig | ViTConfig, optimizer: torch.optim.Optimizer
+) -> None:
+    """ValueError for weights that this model is trained at, and not evaluated at."""
+    free = any(map(is_schedule_free, parts(optimizer)))
+    averages = "ema" if settings.ema else "a schedule-free optimizer" if free else ""
+    units = settings.prescribed and placement_named(config.placement).prescribes.unit_weights
+    if units and (averages or precision == "bf16-weights"):
+        why = "whose averages of unit vectors are none" if averages else "whose rounding leaves no unit vectors"
+        what = averages or precision
+        raise ValueError(f"placement {config.placement_name} does not go with {what}, {why}; drop it.")
+    if free and (config.norm_name in OF_BATCHES or config.parametrization in TURNING):
+        what = config.norm_name if config.norm_name in OF_BATCHES else config.parametrization
+        raise ValueError(
+            f"{what} keeps statistics of the weights in training, which {averages} is not evaluated at; use adamw."
+        )
 
 
 def check_optimizer(settings: FitSettings, precision: str, optimizer: torch.optim.Optimizer) -> None:

@@ -17,6 +17,8 @@ from dnt.nn.calibrate import matrices, relative_steps
 from dnt.nn.flops import block_matrices
 from dnt.nn.layers import KeyValueCache
 from dnt.nn.norms import Gain
+from dnt.settings import TrainSettings
+from dnt.train import train
 from tests import reference
 
 SHAPE = {"vocab_size": 13, "context": 8, "depth": 3, "dim": 16, "heads": 4}
@@ -462,7 +464,7 @@ def test_every_entry_has_a_role_every_matrix_a_relative_step_and_every_model_a_d
 
 @pytest.mark.parametrize("name", list(dnt.PLACEMENTS))
 def test_learned_scales_never_decay(name):
-    model = vit(name)
+    model = vit(name, depth=4)
     _, kept = dnt.param_groups(model, weight_decay=0.1)
     of_gains = {m.weight for m in model.modules() if isinstance(m, Gain)}
     assert of_gains <= set(kept["params"])
@@ -470,9 +472,26 @@ def test_learned_scales_never_decay(name):
 
 @vits
 def test_matrices_of_blocks_are_counted(name):
-    model = vit(name)
+    model = vit(name, depth=4)
     numbers = sum(p.numel() for p in model.blocks.parameters() if p.ndim >= 2)
     assert block_matrices(model.config) == numbers
     pieces = [m.weight.of(m.weight.parameter) for m in matrices(model)]
     assert sum(piece.numel() for piece in pieces) == numbers
     assert all(a.data_ptr() != b.data_ptr() for a, b in pairwise(pieces))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"optimizer": "schedulefree-adamw"}, "ngpt does not go with a schedule-free optimizer"),
+        ({"ema": 0.9}, "ngpt does not go with ema"),
+        ({"equilibrium": 0.01}, "equilibrium needs weight decay, and placement ngpt prescribes none"),
+        ({"clip_equilibrium": 2.0}, "clip_equilibrium needs weight decay"),
+        ({"placement": "sigma-reparam", "optimizer": "schedulefree-sgd"}, "sigma-reparam keeps statistics"),
+    ],
+)
+def test_what_the_weights_of_a_method_do_not_go_with_is_named(options, words, workplace):
+    fields = {"data": "words.txt", "placement": "ngpt", "depth": 2, "dim": 16, "heads": 2, "context": 8, "steps": 2}
+    settings = TrainSettings(**fields | {"compile": False, "warmup": 1, "out": "run"} | options)
+    with pytest.raises(ValueError, match=words):
+        train(settings, progress=False)

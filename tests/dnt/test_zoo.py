@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 import dnt
 from dnt.experiments.statements import STATED
+from dnt.nn.init import matrices
 from dnt.nn.layers import Unit
 from dnt.nn.ngpt import Turn
 from dnt.nn.norms import Gain
@@ -80,6 +81,7 @@ def test_every_row_overfits_one_batch(placement, kind):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        model.after_step()
     raise AssertionError(f"the loss is {loss}")
 
 
@@ -203,7 +205,7 @@ def posts(model: dnt.GPT | dnt.ViT) -> str:
 @pytest.mark.parametrize(
     ("placement", "depth", "expected"),
     [
-        ("mix-ln", 4, "oeee"), ("mix-ln", 7, "oeeeeee"), ("mix-ln", 8, "ooeeeeee"), ("mix-ln", 3, "eee"),
+        ("mix-ln", 4, "oeee"), ("mix-ln", 7, "oeeeeee"), ("mix-ln", 8, "ooeeeeee"),
         ("post-ln:4,pre-ln", 6, "ooooee"), ("post-ln:50%,pre-ln", 5, "ooeee"), ("pre-ln:3,post-ln:1", 4, "eeeo"),
         ("post-ln:1,pre-ln:1,post-ln", 4, "oeoo"), ("post-ln:58%,pre-ln", 50, "o" * 29 + "e" * 21),
         (replace(PRE, layers=((POST, 2), (PRE, 0))), 4, "ooee"), ("post-ln:2,pre-ln:50%", 4, "ooee"),
@@ -282,3 +284,55 @@ def test_a_placement_of_the_first_release_is_read():
     said = {"attn": {"pre": True, "mid": True, "post": False, "skip": 1.0}, "mlp": {"pre": False, "mid": True}}
     old = said | {"input": True, "qk": True, "final": True, "source": "S5 of 2507.17501, the default"}
     assert placement_from(old) == dnt.PLACEMENTS["dnt"]
+
+
+def refused(make, *words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make()
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_what_a_row_cannot_be_built_with_is_named():
+    def gpt(**fields) -> dnt.GPT:
+        return dnt.gpt("gpt-tiny", depth=4, dim=16, heads=4, **fields)
+
+    refused(lambda: gpt(placement="fixup", weights="weight-norm"), "matrices of zeros", "plain")
+    refused(lambda: gpt(placement="sas", weights="sigma-reparam"), "matrices of zeros")
+    refused(lambda: gpt(weights="spectral-norm", init_std=0.0), "matrices of zeros")
+    refused(lambda: gpt(placement="reordered", norm="crmsnorm"), "crmsnorm is of the residual stream")
+    refused(lambda: gpt(placement="sigma-reparam", weights="spectral-norm"), "prescribes weights='sigma-reparam'")
+    refused(lambda: gpt(placement="deepnorm", init="gpt2"), "prescribes init='deepnorm'", "init='gpt2'")
+    refused(lambda: gpt(placement="dyt", norm="layernorm"), "prescribes norm='dyt'")
+    refused(lambda: gpt(placement="ngpt", weights="weight-norm"), "normalizes the weights itself")
+    refused(lambda: gpt(placement="post-ln:4,pre-ln"), "a part of the placement gets none")
+    refused(lambda: dnt.gpt("gpt-tiny", depth=3, placement="mix-ln"), "a part of the placement gets none")
+    own = replace(PRE, attn=dnt.Slots(pre=True, gain=1.0, multiplier=1.0))
+    refused(lambda: gpt(placement=own), "of its own", "gain and a multiplier")
+    odd = replace(PRE, prescribes=Prescription(weights="spectral"))
+    refused(lambda: gpt(placement=odd), "unknown weights 'spectral'")
+    plain = gpt(placement="pre-ln", norm="layernorm", weights="weight-norm")
+    refused(lambda: dnt.convert_norm(plain, "rmsnorm"), "weights is 'weight-norm'")
+    assert gpt(placement="post-ln:2, pre-ln").config.norm_name == "rmsnorm", "a space is no part of a name"
+
+
+def test_a_head_that_each_pass_changes_is_computed_once(monkeypatch):
+    """Computed again in the backward pass, as chunks of logits are, it would be another one."""
+    fields = {"weights": "sigma-reparam", "tie_embeddings": False}
+    gradients = []
+    for most in (1 << 20, 13 * 5):
+        monkeypatch.setattr(dnt.nn.gpt, "MOST_LOGITS", most)
+        model = build("pre-ln", "gpt", **fields).double()
+        with torch.no_grad():
+            model.head.parametrizations["weight"].original.mul_(torch.rand(13, 1))  # its vectors lag behind
+        tokens = torch.randint(0, 13, (4, 8), generator=torch.Generator().manual_seed(0))
+        gradients.append(torch.autograd.grad(model.loss(tokens, tokens), list(model.parameters()), allow_unused=True))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_lipsformer_begins_with_matrices_of_norm_one_the_gate_too(activation):
+    model = build("lipsformer", "gpt", activation=activation)
+    for block in model.blocks:
+        found = [torch.linalg.matrix_norm(matrix, 2) for matrix in matrices(block).values()]
+        assert len(found) == (7 if activation == "swiglu" else 6)
+        torch.testing.assert_close(torch.stack(found), torch.ones(len(found)))

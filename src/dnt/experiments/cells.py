@@ -66,6 +66,8 @@ def says_something(name: str, placement: str, takes: set[str]) -> bool:
     """Whether a field changes what a cell trains; `takes`: what its optimizer can be told."""
     if name == "calibrate" and not placement_named(placement).hides:
         return False
+    if name in ("equilibrium", "clip_equilibrium") and not placement_named(placement).prescribes.decay:
+        return False
     if name in OF_SGD:
         return "bound" in takes
     if name.endswith("_rate"):

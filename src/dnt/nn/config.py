@@ -13,6 +13,7 @@ POSITIONS = ("learned", "rope")
 IMAGE_POSITIONS = ("learned", "sincos")
 POOLS = ("cls", "mean")
 DEFAULT_NORM = "rmsnorm"
+WITH_ZEROS = ("fixup", "sas")  # initializations of which some matrices are 0
 WEIGHTS = ("plain", "weight-norm", "spectral-norm", "sigma-reparam")  # what those of linear layers are computed from
 TURNING = ("spectral-norm", "sigma-reparam")  # of them: with singular vectors that a forward pass turns
 OF_BATCHES = ("batchnorm", "powernorm", "unifiednorm", "prepbn")  # norms with statistics of all tokens of a batch
@@ -63,29 +64,40 @@ def check_blocks(config: "GPTConfig | ViTConfig") -> None:
 
 def check_placement(config: "GPTConfig | ViTConfig") -> None:
     """ValueError for a placement that is unknown, or does not go with the other fields."""
-    placement = placement_named(config.placement)
-    prescribed = placement.prescribes.norm
-    if prescribed and config.norm not in (prescribed, DEFAULT_NORM):
-        raise ValueError(f"placement {config.placement} is made of {prescribed}; drop norm={config.norm!r}.")
-    if placement.prescribes.unit_weights and config.weights != "plain":
-        raise ValueError(
-            f"placement {config.placement} normalizes the weights itself; drop weights={config.weights!r}."
-        )
+    placement, name = placement_named(config.placement), config.placement_name
+    prescribes = placement.prescribes
+    for field, default in (("norm", DEFAULT_NORM), ("init", INITS[0]), ("weights", WEIGHTS[0])):
+        given, prescribed = getattr(config, field), getattr(prescribes, field)
+        if prescribed and given not in (prescribed, default):
+            raise ValueError(f"placement {name} prescribes {field}={prescribed!r}; drop {field}={given!r}.")
+    check_choice(config.parametrization, WEIGHTS, "weights")
+    if prescribes.unit_weights and config.weights != "plain":
+        raise ValueError(f"placement {name} normalizes the weights itself; drop weights={config.weights!r}.")
     for block in placement.of_blocks(config.depth):
         for slots in (block.attn, block.mlp):
             for value in (slots.skip, slots.scale, slots.gain or 0.0):
                 factor(value, 0, 1)
+            if slots.gain is not None and slots.multiplier is not None:
+                raise ValueError(f"placement {name} has a gain and a multiplier of one branch; drop one of them.")
         if block.after_rotary and block.qk == "all-heads":
             raise ValueError("QKNorm over all heads stands before the rotary positions; drop after_rotary.")
         if block.block in ("sas", "sas-p") and config.kv_heads not in (None, config.heads):
             raise ValueError(
-                f"placement {config.placement} has no values but the features of each head; drop kv_heads="
-                f"{config.kv_heads}."
+                f"placement {name} has no values but the features of each head; drop kv_heads={config.kv_heads}."
+            )
+        if config.parametrization != "plain" and (block.prescribes.init in WITH_ZEROS or config.init_std == 0):
+            raise ValueError(
+                f"placement {name} begins with matrices of zeros, which {config.parametrization} would divide by their "
+                "norm; use weights='plain', or another placement."
             )
         if config.norm_name == "crmsnorm" and block.block in ("ngpt", "sas", "sas-p"):
-            raise ValueError(f"crmsnorm leaves out a feature, which {config.placement} needs; use another norm.")
-        if config.norm_name == "crmsnorm" and (block.qk is True or block.v or block.attn.inner or block.mlp.inner):
-            raise ValueError("crmsnorm is of the residual stream, with one feature left out; no QKNorm or inner norm.")
+            raise ValueError(f"crmsnorm leaves out a feature, which {name} needs; use another norm.")
+        inside = block.qk in (True, "all-heads") or block.v or block.attn.inner or block.mlp.inner or block.patch
+        if config.norm_name == "crmsnorm" and inside:
+            raise ValueError(
+                "crmsnorm is of the residual stream, with one feature left out: no QKNorm, inner norm or norm of "
+                "pixels can be it; use another norm."
+            )
 
 
 class Widths:
@@ -95,13 +107,23 @@ class Widths:
     heads: int
     mlp_ratio: float
     norm: str
+    init: str
     weights: str
     placement: str | Placement
+
+    @property
+    def placement_name(self) -> str:
+        return self.placement if isinstance(self.placement, str) else "of its own"
 
     @property
     def norm_name(self) -> str:
         """The norm of the model: that which the placement prescribes, if it does."""
         return placement_named(self.placement).prescribes.norm or self.norm
+
+    @property
+    def init_name(self) -> str:
+        """Of the initialization of the blocks, likewise."""
+        return placement_named(self.placement).prescribes.init or self.init
 
     @property
     def parametrization(self) -> str:
@@ -170,7 +192,9 @@ class GPTConfig(Widths):
         placement = placement_named(self.placement)
         if placement.patch or placement.block == "lape":
             what = "patches" if placement.patch else "positions in the plane"
-            raise ValueError(f"placement {self.placement} normalizes {what}, which a GPT has none of; use it in a ViT.")
+            raise ValueError(
+                f"placement {self.placement_name} normalizes {what}, which a GPT has none of; use it in a ViT."
+            )
         if self.positions == "rope" and (self.head_dim % 2 or self.rope_base <= 0):
             raise ValueError(
                 f"rope turns pairs: the head width dim / heads = {self.head_dim} must be even, and rope_base "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dnt.nn.config import GPTConfig, gpt_config
+from dnt.nn.config import TURNING, GPTConfig, gpt_config
 from dnt.nn.init import initialize
 from dnt.nn.layers import KeyValueCache, rotation
 from dnt.nn.ngpt import unit_weights
@@ -103,10 +103,12 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats over the targets (B, T) that are not -1; () tensor.
 
         More than MOST_LOGITS logits are computed in chunks of tokens, and again in the backward pass, so that no
-        (B, T, V) tensor is ever kept.
+        (B, T, V) tensor is ever kept; but not those of a head that each forward pass changes.
         """
         hidden_ND, targets_N = self.hidden(tokens_BT).flatten(0, 1), targets_BT.flatten()
         rows = max(1, MOST_LOGITS // self.config.vocab_size)
+        if self.config.parametrization in TURNING and not self.config.tie_embeddings:
+            rows = len(targets_N)
         if len(targets_N) <= rows:
             return self.cross_entropy(hidden_ND, targets_N, "mean")
         chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dnt.lookup import lookup
 from dnt.nn.gains import Affine, Gain
-from dnt.nn.layers import ClassToken, Sublayer
+from dnt.nn.layers import ClassToken, Sublayer, SwiGLU
 from dnt.nn.norms import Shift
 from dnt.nn.placement import BY_DEPTH, placement_named
 
@@ -73,18 +73,19 @@ def plain(block: nn.Module, depth: int) -> None:
 
 
 def matrices(block: Any) -> dict[str, Tensor]:
-    """Views of the matrices of a block of sublayers: q, k, v, o, 1 (a gate's with it), 2."""
+    """Views of the matrices of a block of sublayers: q, k, v, o, 1, with swiglu the gate too, 2."""
     attn, mlp = block.attn.f, block.mlp.f
     width = attn.qkv.weight.shape[0] // (attn.heads + 2 * attn.kv_heads)
-    heads = [attn.heads * width, attn.kv_heads * width, attn.kv_heads * width]
-    q, k, v = attn.qkv.weight.split(heads)
-    return {"q": q, "k": k, "v": v, "o": attn.out.weight, "1": mlp.up.weight, "2": mlp.out.weight}
+    q, k, v = attn.qkv.weight.split([attn.heads * width, attn.kv_heads * width, attn.kv_heads * width])
+    gated = isinstance(mlp.activation, SwiGLU)
+    up = dict(zip(("gate", "1"), mlp.up.weight.chunk(2), strict=True)) if gated else {"1": mlp.up.weight}
+    return {"q": q, "k": k, "v": v, "o": attn.out.weight, **up, "2": mlp.out.weight}
 
 
 def xavier(block: nn.Module, gain: float) -> None:
     """Xavier's normal, sqrt(2 / (in + out)), times a gain for all but W_q and W_k."""
     for name, matrix in matrices(block).items():
-        nn.init.xavier_normal_(matrix, gain=1.0 if name in "qk" else gain)
+        nn.init.xavier_normal_(matrix, gain=1.0 if name in ("q", "k") else gain)
 
 
 def deepnorm(block: nn.Module, depth: int) -> None:
@@ -108,7 +109,7 @@ def spectral(block: nn.Module, depth: int) -> None:
 def fixup(block: nn.Module, depth: int) -> None:
     """1901.09321: the last matrix of each branch 0, the others He's over sqrt(2 depth), the number of branches."""
     for name, matrix in matrices(block).items():
-        if name in "o2":
+        if name in ("o", "2"):
             nn.init.zeros_(matrix)
         else:
             nn.init.normal_(matrix, std=math.sqrt(2 / matrix.shape[1] / (2 * depth)))

@@ -38,11 +38,16 @@ def convert_norm(model: GPT | ViT, norm: str) -> GPT | ViT:
 
 
 def check(config: GPTConfig | ViTConfig) -> None:
-    pre_ln = replace(placement_named(config.placement), source=PLACEMENTS["pre-ln"].source) == PLACEMENTS["pre-ln"]
+    given, known = placement_named(config.placement), PLACEMENTS["pre-ln"]
+    pre_ln = replace(given, source=known.source, prescribes=known.prescribes) == known
     if not pre_ln or config.norm_name != "layernorm":
         raise ValueError(
             f"this model has placement {config.placement} and norm {config.norm_name}; only pre-ln with layernorm "
             "can be converted."
+        )
+    if config.parametrization != "plain":
+        raise ValueError(
+            f"weights is {config.parametrization!r}; only a model whose weights are plain can be converted."
         )
     if config.positions == "sincos":
         raise ValueError("positions='sincos' have a mean over the features that stays; only learned ones and rope go.")

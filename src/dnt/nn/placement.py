@@ -163,6 +163,8 @@ class Placement:
         named = len(found) + (blocks(share, depth) if share else rest)
         if named != depth:
             raise ValueError(f"the placement names {named} blocks, the model has {depth}; leave out the last number.")
+        if not rest or any(not blocks(part, depth) for _, part in first):
+            raise ValueError(f"of a model of {depth} blocks a part of the placement gets none; give it more blocks.")
         return found + [last] * rest
 
     def formula(self) -> str:
@@ -332,7 +334,7 @@ def placement_named(placement: str | Placement) -> Placement:
 
 def part(entry: str, spec: str) -> tuple[Placement, int | float]:
     """NAME[:BLOCKS|:SHARE%] of a placement in layers."""
-    name, _, share = entry.partition(":")
+    name, _, share = entry.strip().partition(":")
     placement = lookup(PLACEMENTS, name, f"placement (in {spec!r})")
     if not share:
         return placement, 0
