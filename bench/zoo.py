@@ -141,7 +141,6 @@ def cell(row: Row, optimizer: str, runs: Path) -> dict[str, Any]:
         "tried": {f"{rate:g}": None if loss == inf else loss for rate, loss in tried.items()},
         "state_bytes": ends[0].get("state_bytes") if ends else None,
         "parameters": ends[0].get("parameters") if ends else None,
-        "cpu_seconds": mean(end["cpu_seconds"] for end in ends) if ends else None,
     }
 
 
@@ -173,18 +172,30 @@ def step_seconds(found: list[Row], rounds: int, steps: int) -> dict[str, float]:
     return {name: median(seconds) for name, (_, seconds) in takes.items()}
 
 
-def table(cells: list[dict[str, Any]], seconds: dict[str, float]) -> str:
-    """Markdown."""
-    lines = ["| row | optimizer | validation | lr | state, bytes | step, of pre-ln's |", "|---|---|---|---|---|---|"]
-    for c in cells:
-        of = seconds.get("images: pre-ln" if c["row"].startswith("images") else "pre-ln")
-        relative = f"{seconds[c['row']] / of:.2f}" if of and c["row"] in seconds else ""
+def per_second(row: str, seconds: dict[str, float], found: list[Row]) -> str:
+    """Tokens, or images."""
+    settings = next(each.settings for each in found if each.name == row)
+    samples = settings.batch_size / seconds[row]
+    return f"{samples:,.0f}" if settings.reads_images else f"{samples * (settings.context or 0):,.0f}"
+
+
+def table(cells: list[dict[str, Any]], seconds: dict[str, float], found: list[Row]) -> str:
+    """Markdown, the lowest loss first."""
+    lines = ["| row | optimizer | validation | lr | state, bytes | per s |", "|---|---|---|---|---|---|"]
+    for c in sorted(cells, key=lambda c: (c["row"].startswith("images"), c["validation"] or inf)):
         loss = "diverged" if c["validation"] is None else f"{c['validation']:.3f}"
         loss += f" ± {c['spread']:.3f} ({c['seeds']})" if c["spread"] is not None else ""
         edge = " (edge)" if c["at_edge"] else ""
         state = "" if c["state_bytes"] is None else f"{c['state_bytes'] / c['parameters']:.2f}"
-        lines.append(f"| {c['row']} | {c['optimizer']} | {loss} | {c['lr']:g}{edge} | {state} | {relative} |")
+        speed = per_second(c["row"], seconds, found)
+        lines.append(f"| {c['row']} | {c['optimizer']} | {loss} | {c['lr']:g}{edge} | {state} | {speed} |")
     return "\n".join(lines)
+
+
+def budget(runs: Path) -> dict[str, float]:
+    """Runs, and the hours of all their steps, of one thread each, beside others."""
+    ends = [end for path in runs.iterdir() if (end := dnt.Run(path).end)]
+    return {"runs": len(ends), "step_hours": sum(end.get("train_seconds", 0.0) for end in ends) / 3600}
 
 
 def main() -> None:
@@ -211,10 +222,14 @@ def main() -> None:
         finish(again, runs, arguments.workers)
         cells = [cell(row, o, runs) for row in found for o in of_best.get(row, optimizers_of(row))]
     seconds = step_seconds(found, arguments.rounds, steps=3)
-    data = next((path / "config.json" for path in sorted(runs.iterdir()) if (path / "config.json").exists()), None)
-    corpus = dnt.Run(data.parent).config["data"] if data else {}
-    write_json(arguments.out, {"cells": cells, "step_seconds": seconds, "data": corpus, "torch": torch.__version__})
-    print(table(cells, seconds))
+    config = dnt.Run(path_of(first[0], runs)).config
+    about = {
+        "recipes": {name: RECIPES[name].flags() for name in ("tiny", "tiny-images")},
+        **{"rates": RATES, "lr_x_wd": STEP_DECAY, "seeds": SEEDS, "budget": budget(runs)},
+        **{"data": config["data"], "machine": config["machine"]},
+    }
+    write_json(arguments.out, {"cells": cells, "step_seconds": seconds, "about": about})
+    print(table(cells, seconds, found))
 
 
 if __name__ == "__main__":

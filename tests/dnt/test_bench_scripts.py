@@ -230,5 +230,8 @@ def test_the_zoo_is_tuned_row_by_row_and_what_is_finished_is_not_run_again(run, 
         tried = {rate: loss for rate, loss in cell["tried"].items() if loss is not None}
         assert min(tried, key=tried.get) == f"{cell['lr']:g}" and len(cell["tried"]) == len(rates[optimizer])
         assert cell["seeds"] == (2 if row in tuned_on else 1) and (cell["spread"] is None) == (cell["seeds"] == 1)
-    markdown = zoo.table(found["cells"], found["step_seconds"])
+    assert found["about"]["budget"]["runs"] == sum(len(list(cell["tried"])) for cell in cells.values()) + len(
+        [row for row, _ in cells if row in tuned_on]
+    )
+    markdown = zoo.table(found["cells"], found["step_seconds"], rows)
     assert markdown.count("\n") == 1 + len(cells) and "± " in markdown
