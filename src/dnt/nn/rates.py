@@ -4,7 +4,8 @@
 Half decades apart, one seed, 0.3 million parameters, 150 steps: where to begin, not what to expect of a larger model.
 """
 
-RATES: dict[str, tuple[tuple[str, float, float], ...]] = {}    "pre-ln": (("adamw", 0.001, 0.03), ("msgdw", 0.03, 0.3)),
+RATES: dict[str, tuple[tuple[str, float, float], ...]] = {
+    "pre-ln": (("adamw", 0.001, 0.03), ("msgdw", 0.03, 0.3)),
     "s2": (("adamw", 0.001, 0.003), ("msgdw", 0.03, 0.3)),
     "s3": (("adamw", 0.001, 0.03), ("msgdw", 0.3, 1)),
     "s4": (("adamw", 0.001, 0.03), ("msgdw", 0.03, 1)),
