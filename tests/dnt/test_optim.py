@@ -186,6 +186,8 @@ def test_step_runs_its_hooks_once_and_returns_the_closures_loss():
 @pytest.mark.parametrize("name", dnt.OPTIMIZERS)
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay(name, tied):
+    if name == "adamw-8bit":
+        pytest.importorskip("bitsandbytes")
     model = dnt.gpt("gpt-tiny", bias=True, norm="layernorm", tie_embeddings=tied)
     optimizer = build_optimizer(name, model, {"weight_decay": 0.1})
     grouped = [p for group in optimizer.param_groups for p in group["params"]]

@@ -236,7 +236,9 @@ def test_what_no_launcher_started_is_named(monkeypatch):
 
 
 def test_a_run_that_diverges_on_two_processes_says_so_once(prepared):
-    [line] = finish(start(*SETTING, "--devices", "2", "--lr", "1e30", "--clip", "0", "--out", "bad"), status=1)
+    lines = finish(start(*SETTING, "--devices", "2", "--lr", "1e30", "--clip", "0", "--out", "bad"), status=1)
+    warning, line = lines
+    assert warning.startswith("lr is 1e+30, outside of ")
     assert line.startswith("dnt: step ") and "Likely causes: too high a learning rate" in line
     assert dnt.Run(Path("bad")).end["event"] == "diverged"
 

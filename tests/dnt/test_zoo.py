@@ -283,7 +283,7 @@ def test_a_placement_of_ones_own_comes_back_from_a_folder(placement, tmp_path):
 def test_a_placement_of_the_first_release_is_read():
     said = {"attn": {"pre": True, "mid": True, "post": False, "skip": 1.0}, "mlp": {"pre": False, "mid": True}}
     old = said | {"input": True, "qk": True, "final": True, "source": "S5 of 2507.17501, the default"}
-    assert placement_from(old) == dnt.PLACEMENTS["dnt"]
+    assert placement_from(old) == replace(dnt.PLACEMENTS["dnt"], prescribes=Prescription())
 
 
 def refused(make, *words: str) -> None:
