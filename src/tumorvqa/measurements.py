@@ -57,7 +57,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Measurements:
-    """One case. `annotated`: the lesion masks (names of structures.py) that someone drew; of the others nothing is known,
+    """One case. `annotated`: the lesion masks (names of structures.py) that someone drew; of others nothing is known,
     which is not the same as none. `method` is "masks" or "analytic".
     """
 
