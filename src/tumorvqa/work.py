@@ -108,15 +108,6 @@ def stored(path: Path) -> CaseResult | None:
         return None
 
 
-def measured_in(out: Path) -> list[Measurements]:
-    """The measurements of a folder that measure_all wrote, by case; ValueError if there are none."""
-    found = [stored(path) for path in sorted((out / "cases").glob("*.json"))]
-    measurements = [result.measurements for result in found if result is not None and result.measurements is not None]
-    if not measurements:
-        raise ValueError(f"{out} has no measured cases; `tumorvqa measure CASES {out}` makes them.")
-    return measurements
-
-
 def lost(case: CaseFiles) -> CaseResult:
     return CaseResult(case.id, "", fault="its process died twice, perhaps for want of memory; use fewer --workers")
 
