@@ -1,0 +1,1 @@
+"""Models that anyone should beat, and an agent with tools."""

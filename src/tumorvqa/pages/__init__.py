@@ -1,0 +1,1 @@
+"""Self-contained pages: of a case, and of a whole set."""

@@ -1,0 +1,75 @@
+"""Names, values and reasons as people read them."""
+
+from tumorvqa.measurements import Measurement
+from tumorvqa.question import Question, Value
+from tumorvqa.structures import STRUCTURES
+
+UNITS = {"cm^3": "cm³", "degrees": "°"}
+STATUS = {
+    "ok": "measured",
+    "truncated": "cut off by the edge of the scan",
+    "empty": "looked for, none there",
+    "not_annotated": "nobody marked it",
+    "too_small": "too small to measure",
+    "frame_mismatch": "its mask belongs to another frame",
+}
+
+
+def title(name: str) -> str:
+    """Of a structure, with a capital; a name that structures.py lacks as it is."""
+    text = STRUCTURES[name].title if name in STRUCTURES else name.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def place(name: str) -> str:
+    """Short for a part of an organ that is named beside it: segment 7, head, left kidney."""
+    text = title(name).lower()
+    return text.removeprefix("liver ").removesuffix(" of the pancreas")
+
+
+def unit(name: str) -> str:
+    return UNITS.get(name, name)
+
+
+def number(value: float, unit: str) -> str:
+    """With the digits that its unit deserves."""
+    digits = 0 if unit in ("slice", "degrees") or (unit == "cm^3" and abs(value) >= 1000) else 1
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def measured(measurement: Measurement) -> str:
+    """Value, uncertainty and unit; the status in words where there is no value."""
+    value = measurement.value
+    if value is None:
+        return STATUS[measurement.status]
+    error = measurement.uncertainty
+    of = unit(measurement.unit)
+    between = "" if of == "°" else "\N{NO-BREAK SPACE}"
+    what = "" if measurement.unit == "slice" else between + of
+    return number(value, measurement.unit) + (f" ± {error:.2g}" if error and measurement.unit != "slice" else "") + what
+
+
+def axes(long: Measurement, short: Measurement) -> str:
+    """Of a lesion, long x short."""
+    if long.value is None or short.value is None:
+        return measured(long)
+    error = f" ± {long.uncertainty:.2g}" if long.uncertainty else ""
+    return f"{number(long.value, 'mm')} × {number(short.value, 'mm')}{error}\N{NO-BREAK SPACE}mm"
+
+
+def said(value: Value) -> str:
+    """An answer or the result of a step."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e4 else f"{value:,.0f}".replace("-", "−")
+
+
+def right(question: Question, words: str) -> bool | None:
+    """Whether an option's letter or text, or the answer's own text, is the right one; None: only a parser can tell."""
+    spoken = words.strip().rstrip(".").casefold()
+    letters = {chr(ord("a") + i): i for i in range(len(question.options))}
+    texts = {option.text.casefold(): i for i, option in enumerate(question.options)}
+    if spoken == question.answer.text.casefold():
+        return True
+    found = letters.get(spoken, texts.get(spoken))
+    return None if found is None else found == question.answer.index
