@@ -17,7 +17,11 @@ Format = Annotated[str, tyro.conf.arg(metavar="{mc,free}")]
 
 
 def demo(
-    out: Positional[Path] = Path("tumorvqa-demo"), cases: int = 96, workers: int = 2, seed: int = 0, rules: str = "kb-v2"
+    out: Positional[Path] = Path("tumorvqa-demo"),
+    cases: int = 96,
+    workers: int = 2,
+    seed: int = 0,
+    rules: str = "kb-v2",
 ) -> None:
     """Phantoms, measurements, questions, split, baselines, scores, page: the whole benchmark on made-up patients."""
     result = import_module("tumorvqa.demo").demo(out, cases=cases, workers=workers, seed=seed, rules=rules)
@@ -51,7 +55,9 @@ def scan(folder: Positional[Path]) -> None:
     """List the cases of a folder: what layout each has, and how many masks."""
     table = Table("case", "layout", "masks", "label maps", "table")
     for found in import_module("tumorvqa.readers.folders").find_cases(folder):
-        table.add_row(found.id, found.layout, str(len(found.masks)), str(len(found.maps)), "yes" if found.meta else "no")
+        table.add_row(
+            found.id, found.layout, str(len(found.masks)), str(len(found.maps)), "yes" if found.meta else "no"
+        )
     console().print(table)
 
 
@@ -88,7 +94,12 @@ def rules(name: Positional[str] = "kb-v2") -> None:
 
 
 def ask(
-    out: Positional[Path], rules: str = "kb-v2", seed: int = 0, balanced: bool = True, train: float = 0.8, test: float = 0.1
+    out: Positional[Path],
+    rules: str = "kb-v2",
+    seed: int = 0,
+    balanced: bool = True,
+    train: float = 0.8,
+    test: float = 0.1,
 ) -> None:
     """Ask questions of measured cases, split them by patient; writes questions.jsonl and questions.parquet."""
     result = import_module("tumorvqa.sets").ask_into(out, rules, seed, balanced, train, test)
@@ -160,9 +171,7 @@ def compare(
 def leaderboard(scores: Positional[tuple[Path, ...]] = (), format: Format = "mc") -> None:
     """Scores (files of `tumorvqa score --to`) beside the rows of the benchmark's authors."""
     read = import_module("tumorvqa.sets").read_scores
-    console().print(
-        import_module("tumorvqa.scoring.leaderboard").leaderboard([read(path) for path in scores], format)
-    )
+    console().print(import_module("tumorvqa.scoring.leaderboard").leaderboard([read(path) for path in scores], format))
 
 
 def report(out: Positional[Path]) -> None:
@@ -185,7 +194,14 @@ def list_tables() -> None:
 
 
 def files(case: Path, labels: Path | None) -> Any:
-    return import_module("tumorvqa.readers.folders").case_files(case, labels)
+    """A folder with a ct.nii.gz, or with --labels a CT file and its label map or folder of masks."""
+    folders = import_module("tumorvqa.readers.folders")
+    if labels is not None:
+        return folders.case_files(case, labels)
+    found = folders.find_cases(case)
+    if len(found) > 1:
+        raise ValueError(f"{case} holds {len(found)} cases; name one of them, e.g. {case / found[0].id}.")
+    return found[0]
 
 
 def console() -> Console:

@@ -1,7 +1,7 @@
 """A set of questions in a folder: what `measure` wrote, questions, split, predictions, scores and the page.
 
-    cases/ID.json  quarantine.jsonl  questions.jsonl  questions.parquet  leaks.json
-    predictions/MODEL.FORMAT.jsonl   scores/MODEL.FORMAT.KEY.json        report.html
+cases/ID.json  quarantine.jsonl  questions.jsonl  questions.parquet  leaks.json
+predictions/MODEL.FORMAT.jsonl   scores/MODEL.FORMAT.KEY.json        report.html
 """
 
 import os
@@ -59,7 +59,9 @@ def salt_of(out: Path) -> str:
 
 def measured_in(out: Path) -> list[Measurements]:
     """The measurements of a set, by case; ValueError if there are none."""
-    results = [msgspec.json.decode(path.read_bytes(), type=CaseResult) for path in sorted((out / "cases").glob("*.json"))]
+    results = [
+        msgspec.json.decode(path.read_bytes(), type=CaseResult) for path in sorted((out / "cases").glob("*.json"))
+    ]
     measurements = [result.measurements for result in results if result.measurements is not None]
     if not measurements:
         raise ValueError(f"{out} has no measured cases; `tumorvqa measure CASES {out}` makes them.")

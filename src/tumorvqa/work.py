@@ -21,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dnt.files import atomic_write
 from tumorvqa.doctor import check
 from tumorvqa.measurements import Measurements
-from tumorvqa.measuring.measure import measure
-from tumorvqa.readers.cases import CaseFiles, read_case
+from tumorvqa.measuring.case import measure
+from tumorvqa.readers.cases import read_case
+from tumorvqa.readers.folders import CaseFiles
 from tumorvqa.scans import CaseFault
 
 DEFINITIONS = "1"  # of measurements; another one measures every case again
@@ -93,7 +94,7 @@ def measure_one(case: CaseFiles, folder: Path, salt: str, memory_gb: float) -> C
 
 def content_key(case: CaseFiles, salt: str) -> str:
     """A hash of every byte of a case, of what its patient is called with, and of how things are measured."""
-    digest = sha256(f"{DEFINITIONS} {salt}".encode())
+    digest = sha256(f"{DEFINITIONS} {salt} {sorted(case.row.items())}".encode())
     for path in case.paths:
         with path.open("rb") as file:
             digest.update(path.name.encode() + file_digest(file, "sha256").digest())

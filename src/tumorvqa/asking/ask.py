@@ -94,14 +94,19 @@ def candidates(case: Measurements, pack: Pack, subtypes: Sequence[str] = ()) -> 
 
 def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list[Candidate]:
     """As many of each answer, of those answers that give the most questions; at most `most` of a case."""
+    waiting: dict[str, list[Candidate]] = defaultdict(list)
+    for one in random.sample(list(members), len(members)):
+        waiting[one.told].append(one)
     by_answer: dict[str, list[Candidate]] = defaultdict(list)
     taken: Counter[str] = Counter()
-    order = random.sample(list(members), len(members))
-    rarity = Counter(one.told for one in order)
-    for one in sorted(order, key=lambda one: rarity[one.told]):
-        if taken[one.look.at.case] < one.row.most:
-            taken[one.look.at.case] += 1
-            by_answer[one.told].append(one)
+    while any(waiting.values()):  # one of each answer in turn, so that none takes all that a case may be asked
+        for told in sorted(waiting, key=lambda told: (len(waiting[told]), told)):
+            while waiting[told]:
+                one = waiting[told].pop()
+                if taken[one.look.at.case] < one.row.most:
+                    taken[one.look.at.case] += 1
+                    by_answer[told].append(one)
+                    break
     if not balanced or set(by_answer) == {""}:
         return [one for group in by_answer.values() for one in group]
     counts = sorted(map(len, by_answer.values()), reverse=True)
@@ -139,7 +144,7 @@ def worded(
         group=one.row.group,
         answer_type=answer_type(answer),
         arguments=one.arguments,
-        text=phrased(one.row.name, one.arguments, random),
+        text=phrased(one.row.name, one.arguments, Random(f"{qid} words")),
         options=shown,
         answer=Answer(value, free_text(value, unit), index),
         unit=unit,

@@ -12,7 +12,7 @@ from dnt.files import atomic_write
 from tumorvqa.baselines.perturb import perturb
 from tumorvqa.baselines.threshold import segment
 from tumorvqa.measurements import Measurements
-from tumorvqa.measuring.measure import measure
+from tumorvqa.measuring.case import measure
 from tumorvqa.readers.cases import read_case
 from tumorvqa.readers.folders import CaseFiles
 from tumorvqa.scans import Frame, Scan

@@ -63,7 +63,9 @@ def places(region: Region, parts: dict[str, Region], frame: Frame) -> dict[str, 
     """Share of the lesion's voxels in each part, of those that lie in any; if none does, each voxel counts for the part
     nearest to it, within 20 mm.
     """
-    voxels = {name: int(np.count_nonzero(surface.within(part, region.box) & region.mask)) for name, part in parts.items()}
+    voxels = {
+        name: int(np.count_nonzero(surface.within(part, region.box) & region.mask)) for name, part in parts.items()
+    }
     total = sum(voxels.values())
     if total:
         return {name: count / total for name, count in voxels.items() if count}

@@ -82,7 +82,9 @@ def measured(scan: Scan, host: str, found: list[Component]) -> list[Lesion]:
         if STRUCTURES[name].kind == "organ" and name not in HOSTS[host] and region.count
     }
     parts = {name: scan.regions[name] for name in PLACES.get(host, ()) if name in scan.regions}
-    vessels = {name: scan.regions[name] for name in contact.VESSELS if name in scan.regions and scan.regions[name].count}
+    vessels = {
+        name: scan.regions[name] for name in contact.VESSELS if name in scan.regions and scan.regions[name].count
+    }
     rank = itertools.count(1)
     return [lesion(scan, host, component, next(rank), organs, parts, vessels) for component in there]
 

@@ -146,5 +146,3 @@ def union(regions: list[Region]) -> Region:
         mask[tuple(slice(a - o, b - o) for (a, b), o in zip(region.box, low, strict=True))] |= region.mask
     x, y, z = zip(low.tolist(), high.tolist(), strict=True)
     return Region((x, y, z), mask)
-
-

@@ -166,5 +166,7 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 
 def ours(row: dict) -> dict[str, str]:
     """What we keep of a row or of meta.json."""
-    kept = {COLUMNS[str(key).strip().lower()]: value for key, value in row.items() if str(key).strip().lower() in COLUMNS}
+    kept = {
+        COLUMNS[str(key).strip().lower()]: value for key, value in row.items() if str(key).strip().lower() in COLUMNS
+    }
     return {key: str(value) for key, value in kept.items() if value not in (None, "")}

@@ -106,7 +106,9 @@ def read_voxels(header: Header) -> NDArray:
                 got += len(part)
             file.read(1)
     except (OSError, EOFError, zlib.error):
-        raise CaseFault(f"{header.name} is damaged: its compressed data end early or are wrong. Copy it again.") from None
+        raise CaseFault(
+            f"{header.name} is damaged: its compressed data end early or are wrong. Copy it again."
+        ) from None
     if got < raw.size:
         raise CaseFault(f"{header.name} is cut off: {got} of {raw.size} bytes of voxels are there. Copy it again.")
     voxels = raw.view(header.dtype).reshape(header.shape, order="F")
