@@ -25,7 +25,7 @@ def split(
     """
     if not questions or min(fractions.values(), default=0) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(
-            f"a split needs questions, and fractions above 0 that add up to 1, not {len(questions)} and {dict(fractions)}"
+            f"a split needs questions and fractions > 0 that add up to 1, not {len(questions)} and {dict(fractions)}."
         )
     wholes = _wholes(questions, by_source)
     names = sorted(set(wholes.values()))

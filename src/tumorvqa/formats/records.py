@@ -81,7 +81,7 @@ def record_of(question: Question, measurements: Mapping[str, Measurements]) -> d
 
 
 def question_of(record: Mapping[str, Any], patients: Mapping[str, str]) -> Question:
-    """From a record with v2 names. What it lacks is empty (trace, evidence, margin), a missing qid a hash of its text."""
+    """From a record with v2 names. What that lacks is empty (trace, margin, ...), a missing qid a hash of the text."""
     case, text, answer = (str(_needed(record, name)) for name in ("image_id", "question", "answer"))
     mc_question = str(record.get("mc_question") or "")
     subtype = str(_needed(record, "question_subtype")).replace("_", " ").strip()

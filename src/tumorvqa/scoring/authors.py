@@ -1,9 +1,9 @@
 """Scores exactly as the authors' public evaluation gives them (arXiv 2605.09679), with what is odd about it.
 
 Odd, and kept: the first character decides a letter, so "Cannot say" chooses C; the first digits decide a number, so
-"1,234" is 1; "normal" is no; punctuation is dropped from classes, so "4/8" is "48"; two empty texts are equal; questions
-without a prediction do not count; a subtype's score is rounded to 4 digits before it is weighted, by questions that
-include those without a readable truth. A model's score by other rules is that of score.py.
+"1,234" is 1; "normal" is no; punctuation is dropped from classes, so "4/8" is "48"; two empty texts are equal;
+questions without a prediction do not count; a subtype's score is rounded to 4 digits before it is weighted, by
+questions that include those without a readable truth. By other rules: score.py.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Predictions as JSON lines: {"qid", "raw", "latency", "tokens"}. Files grow by whole lines, so that a run can go on."""
+"""Predictions as JSON lines: {"qid", "raw", "latency", "tokens"}. A file grows by lines, so that a run can go on."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +156,7 @@ def _macro(parts: list[Part], samples: NDArray[np.float64]) -> Interval:
 # Numbers
 
 
+@lru_cache(maxsize=1 << 16)
 def twentieths(said: float, truth: float) -> Fraction | None:
     """20 |said - truth| / |truth|, exact in the digits that the numbers are shown with: 0.9 is 10% below 1, which it is
     not as a float. None if the truth is 0 and the answer is not.
