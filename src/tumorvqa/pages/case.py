@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dnt.files import atomic_write
-from tumorvqa.measurements import Measurements
+from tumorvqa.measurements import Measurement, Measurements
 from tumorvqa.pages import pixels, words
 from tumorvqa.question import GROUPS, Question
 from tumorvqa.scans import Box, Scan
@@ -147,13 +147,18 @@ def _organ(scan: Scan, measurements: Measurements, name: str) -> dict[str, Any]:
         notes.append(f"{organ.fragments} pieces")
     return {
         "title": words.title(name),
-        "volume": words.measured(organ.volume) if organ.volume.value is not None else "–",
-        "hu": words.measured(organ.hu) if organ.hu.value is not None else "–",
-        "hu_sd": words.measured(organ.hu_sd) if organ.hu_sd.value is not None else "–",
+        "volume": _or_dash(organ.volume),
+        "hu": _or_dash(organ.hu),
+        "hu_sd": _or_dash(organ.hu_sd),
         "note": "; ".join(notes),
         "jump": _jump(scan, None, None, [name]),
         "main": name in MEASURED,
     }
+
+
+def _or_dash(measurement: Measurement) -> str:
+    """Where the remarks give the reason."""
+    return "–" if measurement.value is None else words.measured(measurement)
 
 
 def _lesions(scan: Scan, measurements: Measurements) -> Iterator[dict[str, Any]]:
@@ -168,8 +173,8 @@ def _lesions(scan: Scan, measurements: Measurements) -> Iterator[dict[str, Any]]
             "volume": words.measured(lesion.volume),
             "axes": words.axes(lesion.long_axis, lesion.short_axis),
             "hu": words.measured(lesion.hu),
-            "place": ", ".join(f"{words.place(name)} {100 * part:.0f}%" for name, part in share if part >= 0.1),
-            "contacts": ", ".join(f"{words.title(k)} {words.measured(angle)}" for k, angle in touched.items()),
+            "places": [f"{words.place(name)} {100 * part:.0f}%" for name, part in share if part >= 0.1],
+            "contacts": ", ".join(f"{words.title(k).lower()} {words.measured(angle)}°" for k, angle in touched.items()),
             "jump": _jump(scan, None if at is None else round(at), lesion.box, [*HOSTS.get(lesion.organ, ()), mask]),
         }
 

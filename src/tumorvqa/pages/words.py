@@ -38,23 +38,18 @@ def number(value: float, unit: str) -> str:
 
 
 def measured(measurement: Measurement) -> str:
-    """Value, uncertainty and unit; the status in words where there is no value."""
-    value = measurement.value
-    if value is None:
+    """Value and uncertainty, the unit stands elsewhere; the status in words where there is no value."""
+    if measurement.value is None:
         return STATUS[measurement.status]
-    error = measurement.uncertainty
-    of = unit(measurement.unit)
-    between = "" if of == "°" else "\N{NO-BREAK SPACE}"
-    what = "" if measurement.unit == "slice" else between + of
-    return number(value, measurement.unit) + (f" ± {error:.2g}" if error and measurement.unit != "slice" else "") + what
+    error = measurement.uncertainty if measurement.unit != "slice" else 0
+    return number(measurement.value, measurement.unit) + (f" ± {error:.2g}" if error else "")
 
 
 def axes(long: Measurement, short: Measurement) -> str:
     """Of a lesion, long x short."""
     if long.value is None or short.value is None:
         return measured(long)
-    error = f" ± {long.uncertainty:.2g}" if long.uncertainty else ""
-    return f"{number(long.value, 'mm')} × {number(short.value, 'mm')}{error}\N{NO-BREAK SPACE}mm"
+    return f"{number(long.value, 'mm')} × {measured(short)}"
 
 
 def said(value: Value) -> str:
