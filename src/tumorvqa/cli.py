@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -12,12 +12,11 @@ from rich.table import Table
 
 from dnt.lookup import lookup
 
-Positional = tyro.conf.Positional
-Format = Annotated[str, tyro.conf.arg(metavar="{mc,free}")]
+Format = Literal["mc", "free"]
 
 
 def demo(
-    out: Positional[Path] = Path("tumorvqa-demo"),
+    out: tyro.conf.Positional[Path] = Path("tumorvqa-demo"),
     cases: int = 96,
     workers: int = 2,
     seed: int = 0,
@@ -32,15 +31,15 @@ def demo(
     print(f"page: {result.page}")
 
 
-def phantom(out: Positional[Path], count: int = 4, seed: int = 0, workers: int = 1) -> None:
+def phantom(out: tyro.conf.Positional[Path], count: int = 4, seed: int = 0, workers: int = 1) -> None:
     """Write phantoms with their analytic truth, as a folder of AbdomenAtlas cases."""
     for path in import_module("tumorvqa.demo").write_phantoms(out, count, seed, workers):
         print(path)
 
 
 def insert(
-    case: Positional[Path],
-    out: Positional[Path],
+    case: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
     organ: str = "liver",
     kind: str = "tumor",
     diameter_mm: float = 24.0,
@@ -51,7 +50,7 @@ def insert(
     print(import_module("tumorvqa.phantoms.insert").insert_into(files(case, labels), out, organ, kind, diameter_mm, hu))
 
 
-def scan(folder: Positional[Path]) -> None:
+def scan(folder: tyro.conf.Positional[Path]) -> None:
     """List the cases of a folder: what layout each has, and how many masks."""
     table = Table("case", "layout", "masks", "label maps", "table")
     for found in import_module("tumorvqa.readers.folders").find_cases(folder):
@@ -61,7 +60,7 @@ def scan(folder: Positional[Path]) -> None:
     console().print(table)
 
 
-def doctor(case: Positional[Path], labels: Path | None = None) -> None:
+def doctor(case: tyro.conf.Positional[Path], labels: Path | None = None) -> None:
     """Say in words what is right and wrong with a case; exit status 2 if it cannot be measured."""
     remarks = import_module("tumorvqa.doctor").doctor(files(case, labels))
     for remark in remarks:
@@ -70,7 +69,9 @@ def doctor(case: Positional[Path], labels: Path | None = None) -> None:
         raise ValueError(f"{case.name} cannot be measured: {faults} fault{'s' * (faults > 1)}, see above.")
 
 
-def measure(folder: Positional[Path], out: Positional[Path], workers: int = 1, memory_gb: float = 4.0) -> None:
+def measure(
+    folder: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path], workers: int = 1, memory_gb: float = 4.0
+) -> None:
     """Measure every case of a folder; goes on where it stopped, and sets aside what cannot be measured."""
     work = import_module("tumorvqa.work")
     cases = import_module("tumorvqa.readers.folders").find_cases(folder)
@@ -81,7 +82,7 @@ def measure(folder: Positional[Path], out: Positional[Path], workers: int = 1, m
     print(f"measured {len(results) - len(faults)} of {len(results)} cases into {out}")
 
 
-def rules(name: Positional[str] = "kb-v2") -> None:
+def rules(name: tyro.conf.Positional[str] = "kb-v2") -> None:
     """Show a rule pack: thresholds, where they come from, and which nobody has checked."""
     pack = import_module("tumorvqa.rules.packs").load_pack(name)
     table = Table("rule", "quantity", "classes", "holds in", "source", title=f"{pack.name} {pack.version}")
@@ -94,7 +95,7 @@ def rules(name: Positional[str] = "kb-v2") -> None:
 
 
 def ask(
-    out: Positional[Path],
+    out: tyro.conf.Positional[Path],
     rules: str = "kb-v2",
     seed: int = 0,
     balanced: bool = True,
@@ -104,19 +105,19 @@ def ask(
     """Ask questions of measured cases, split them by patient; writes questions.jsonl and questions.parquet."""
     result = import_module("tumorvqa.sets").ask_into(out, rules, seed, balanced, train, test)
     console().print(result.table())
-    print(result.leaks)
+    print(result.leaks.table())
 
 
-def convert(source: Positional[Path], target: Positional[Path], format: str = "") -> None:
+def convert(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path], format: str = "") -> None:
     """Write questions in another format: .jsonl, .parquet, the authors' .csv (v1) or .json (v2)."""
-    formats = import_module("tumorvqa.formats.files")
+    formats = import_module("tumorvqa.formats")
     questions = formats.read_questions(source)
     formats.write_questions(target, questions, format=format or None)
     print(f"{len(questions)} questions: {target}")
 
 
 def show(
-    case: Positional[Path],
+    case: tyro.conf.Positional[Path],
     out: Path = Path("case.html"),
     labels: Path | None = None,
     questions: Path | None = None,
@@ -129,14 +130,14 @@ def show(
 
 
 def baseline(
-    name: Positional[str],
-    out: Positional[Path],
+    name: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[Path],
     to: Path | None = None,
     free: bool = False,
     seed: int = 0,
     images: Path | None = None,
 ) -> None:
-    """Let a baseline answer the questions of a set (see `tumorvqa list`); cross-validated by patient where it learns."""
+    """Let a baseline (`tumorvqa list`) answer the questions of a set; cross-validated by patient where it learns."""
     predictions = import_module("tumorvqa.baselines.table").run(name, out, free, seed, images)
     path = to or out / "predictions" / f"{name}.{'free' if free else 'mc'}.jsonl"
     import_module("tumorvqa.scoring.predictions").write_predictions(path, predictions)
@@ -144,8 +145,8 @@ def baseline(
 
 
 def score(
-    questions: Positional[Path],
-    predictions: Positional[Path],
+    questions: tyro.conf.Positional[Path],
+    predictions: tyro.conf.Positional[Path],
     format: Format = "mc",
     model: str = "",
     split: str = "",
@@ -162,19 +163,23 @@ def score(
 
 
 def compare(
-    questions: Positional[Path], a: Positional[Path], b: Positional[Path], format: Format = "mc", split: str = ""
+    questions: tyro.conf.Positional[Path],
+    a: tyro.conf.Positional[Path],
+    b: tyro.conf.Positional[Path],
+    format: Format = "mc",
+    split: str = "",
 ) -> None:
     """Compare two models on the same questions: paired bootstrap over cases, McNemar's test."""
-    print(import_module("tumorvqa.sets").compare_files(questions, a, b, format, split))
+    print(import_module("tumorvqa.sets").compare_files(questions, a, b, format, split).table())
 
 
-def leaderboard(scores: Positional[tuple[Path, ...]] = (), format: Format = "mc") -> None:
+def leaderboard(scores: tyro.conf.Positional[tuple[Path, ...]] = (), format: Format = "mc") -> None:
     """Scores (files of `tumorvqa score --to`) beside the rows of the benchmark's authors."""
     read = import_module("tumorvqa.sets").read_scores
     console().print(import_module("tumorvqa.scoring.leaderboard").leaderboard([read(path) for path in scores], format))
 
 
-def report(out: Positional[Path]) -> None:
+def report(out: tyro.conf.Positional[Path]) -> None:
     """Write the page of a set from its questions and scores: distributions, shortcuts, leaderboard, failures."""
     print(f"page: {import_module('tumorvqa.sets').report_of(out)}")
 

@@ -17,18 +17,16 @@ from tumorvqa.baselines.blind import BLIND, cross_validated
 from tumorvqa.baselines.views import views
 from tumorvqa.measurements import Measurements
 from tumorvqa.pages.case import show_case
-from tumorvqa.pages.report import write_report
 from tumorvqa.phantoms.draw import draw
 from tumorvqa.phantoms.write import write
 from tumorvqa.question import GROUPS, Answer, Prediction, Question
 from tumorvqa.readers.cases import read_case
 from tumorvqa.readers.folders import CaseFiles, find_cases
 from tumorvqa.rules.packs import Pack, load_pack
-from tumorvqa.scoring import leaderboard
 from tumorvqa.scoring.predictions import write_predictions
 from tumorvqa.scoring.score import score
 from tumorvqa.scoring.scores import Scores
-from tumorvqa.sets import Asked, ask_into, measured_in, percent, subtype_counts, write_scores
+from tumorvqa.sets import Asked, ask_into, measured_in, percent, report_of, subtype_counts, write_scores
 from tumorvqa.work import Executor, here, in_processes, measure_all, progress_bar
 
 SALT = "demo"  # nobody is to be protected, and every run is to be the same
@@ -67,7 +65,7 @@ KEYS = (("agent-oracle", "masks"), ("agent-oracle", "analytic"), ("agent-stretch
 
 
 def demo(out: Path, cases: int = 96, workers: int = 2, seed: int = 0, rules: str = "kb-v2") -> Demo:
-    """Everything, into `out`; what is there already of the same seed is kept, and the same seed gives the same bytes."""
+    """Everything, into `out`; what is there of the same seed is kept, and the same seed asks the same questions."""
     pack = load_pack(rules)
     write_phantoms(out / "images", cases, seed, workers)
     files = find_cases(out / "images")
@@ -97,19 +95,9 @@ def demo(out: Path, cases: int = 96, workers: int = 2, seed: int = 0, rules: str
     misses = differences(asked.questions, analytic)
     with atomic_write(out / "misses.jsonl") as file:
         file.writelines(json.dumps(miss).encode() + b"\n" for miss in misses)
-    pages = {case.id: case_page(case, measured[case.id], asked.questions, out / "pages") for case in files[:SHOWN]}
-    page = write_report(
-        asked.questions,
-        scores,
-        out / "report.html",
-        measurements=list(measured.values()),
-        leaks=asked.leaks,
-        shortcuts=[one for one in scores if one.model in BLIND],
-        notes=notes(cases, seed, pack, misses, without),
-        title="tumorvqa demo",
-        case_pages={name: path.relative_to(out).as_posix() for name, path in pages.items()},
-        reference=leaderboard.reference("mc"),
-    )
+    for case in files[:SHOWN]:
+        case_page(case, measured[case.id], asked.questions, out / "pages")
+    page = report_of(out, notes(cases, seed, pack, misses, without), "tumorvqa demo")
     return Demo(asked, tuple(scores), tuple(misses), page)
 
 
@@ -207,7 +195,7 @@ def notes(
     """What the page says of how it was made."""
     return [
         f"{cases} phantoms of seed {seed}, rules {pack.name} {pack.version}.",
-        f"{len(misses)} answers differ between masks and analytic truth, {len(without)} questions have no analytic answer.",
+        f"{len(misses)} answers differ between masks and analytic truth; {len(without)} questions have no analytic one.",
         "agent-stretched sees every spacing 10% too large.",
     ]
 

@@ -8,9 +8,8 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.table import Table
@@ -18,15 +17,18 @@ from rich.table import Table
 from dnt.files import atomic_write
 from tumorvqa.asking.ask import ask
 from tumorvqa.asking.subtypes import SUBTYPES
-from tumorvqa.formats.files import read_questions, write_questions
+from tumorvqa.baselines.blind import BLIND
+from tumorvqa.formats import read_questions, write_questions
 from tumorvqa.measurements import Measurements
+from tumorvqa.pages.report import write_report
 from tumorvqa.question import GROUPS, Prediction, Question
 from tumorvqa.rules.packs import load_pack
-from tumorvqa.scoring.compare import compare
+from tumorvqa.scoring import leaderboard
+from tumorvqa.scoring.compare import Comparison, compare
 from tumorvqa.scoring.predictions import read_predictions
 from tumorvqa.scoring.score import score
 from tumorvqa.scoring.scores import Format, Interval, Scores
-from tumorvqa.splits import LeakReport, leak_report, split
+from tumorvqa.splits import LeakReport, leak_report, split, with_split
 from tumorvqa.work import CaseResult
 
 
@@ -72,7 +74,7 @@ def ask_into(
     out: Path, rules: str = "kb-v2", seed: int = 0, balanced: bool = True, train: float = 0.8, test: float = 0.1
 ) -> Asked:
     """Ask the cases of a set, and split them by patient; nothing there is changed until all is written."""
-    if not (0 <= train and 0 <= test and train + test <= 1):
+    if not (train >= 0 and test >= 0 and train + test <= 1):
         raise ValueError(f"--train {train} and --test {test} must be shares that add up to at most 1.")
     questions = ask(measured_in(out), load_pack(rules), seed, balanced)
     if not questions:
@@ -80,13 +82,12 @@ def ask_into(
             f"no question can be asked of {out}: with few cases no answer has another to balance it (--no-balanced)."
         )
     shares = {"train": train, "val": round(1 - train - test, 9), "test": test}
-    where = split(questions, {name: share for name, share in shares.items() if share > 0}, seed)
-    questions = [replace(question, split=where[question.case]) for question in questions]
+    questions = with_split(questions, split(questions, {k: share for k, share in shares.items() if share > 0}, seed))
     leaks = leak_report(questions, seed=seed)
     write_questions(out / "questions.jsonl", questions)
     write_questions(out / "questions.parquet", questions)
     with atomic_write(out / "leaks.json") as file:
-        file.write(msgspec.json.encode(leaks))
+        file.write(leaks.json().encode())
     return Asked(questions, leaks)
 
 
@@ -119,10 +120,39 @@ def in_split(
     return kept, [prediction for prediction in predictions if prediction.qid not in left_out]
 
 
-def compare_files(questions: Path, a: Path, b: Path, format: Format = "mc", split: str = "") -> Any:
+def compare_files(questions: Path, a: Path, b: Path, format: Format = "mc", split: str = "") -> Comparison:
     one, other = (score_files(questions, path, format, split=split, resamples=0) for path in (a, b))
     asked, _ = in_split(read_questions(questions), [], split)
     return compare(one, other, asked)
+
+
+def report_of(out: Path, notes: Sequence[str] = (), title: str = "Questions about tumors in CT") -> Path:
+    """The page of a set: what is asked, what needs no image, how models do, where they fail."""
+    questions = read_questions(out / "questions.jsonl")
+    scores = [read_scores(path) for path in sorted((out / "scores").glob("*.json"))]
+    reference = [asdict(row) | {"format": format} for format in ("mc", "free") for row in leaderboard.reference(format)]
+    return write_report(
+        questions,
+        scores,
+        out / "report.html",
+        measurements=measured_in(out),
+        leaks=leaks_in_words(leak_report(questions)) if any(q.split == "train" for q in questions) else None,
+        shortcuts=[one for one in scores if one.model in BLIND and one.format == "mc"],
+        reference=reference,
+        case_pages={page.stem: page.relative_to(out).as_posix() for page in sorted((out / "pages").glob("*.html"))},
+        notes=notes,
+        title=title,
+    )
+
+
+def leaks_in_words(report: LeakReport) -> dict[str, object]:
+    """What was looked for, and what was found."""
+    found: dict[str, object] = {"patients": report.patients, "cases": report.cases}
+    for how, leaks in (("", report.found), (" if it were drawn by case", report.random)):
+        for name, leak in leaks.items():
+            rows = f"{leak.rows_beside_train} of {leak.rows} ({leak.share:.1%})"
+            found[f"{name}: questions beside a training question of the same patient{how}"] = rows
+    return found
 
 
 def write_scores(path: Path, scores: Scores) -> None:

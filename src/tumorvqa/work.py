@@ -122,7 +122,8 @@ def in_processes(workers: int) -> Executor:
     """In processes of their own; an item whose process dies is tried once more alone."""
 
     def run(function: Callable[[Any], Any], items: Sequence[Any], lost: Callable[[Any], Any]) -> Iterator[Any]:
-        waiting, suspects = list(reversed(items)), []
+        waiting = list(reversed(items))
+        suspects: list[Any] = []
         while waiting:
             running: dict[Future[Any], Any] = {}
             with pool(workers) as processes:

@@ -6,7 +6,7 @@ from dnt.lookup import lookup
 from tumorvqa.baselines.agent import agent
 from tumorvqa.baselines.blind import cross_validated
 from tumorvqa.baselines.views import views
-from tumorvqa.formats.files import read_questions
+from tumorvqa.formats import read_questions
 from tumorvqa.measurements import Measurements
 from tumorvqa.question import Prediction
 from tumorvqa.readers.folders import find_cases
