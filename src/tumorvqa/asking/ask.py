@@ -65,9 +65,11 @@ def ask(
         random = Random(f"{seed} {' '.join(stratum)}")
         chosen = choose(members, random, balanced)
         kept = sorted({one.told for one in chosen})
+        values = [one.answer.value for one in members if isinstance(one.answer, Number)]
+        if values and kept != [""]:  # counts: each once
+            values = sorted({*values})
         for one in chosen:
-            others = [(m.look.at.patient, m.answer.value) for m in members if isinstance(m.answer, Number)]
-            question = worded(one, others, kept if balanced else None, seed)
+            question = worded(one, values, kept if balanced else None, seed)
             if question is not None:
                 questions.append(question)
     place = {case.case: i for i, case in enumerate(cases)}
@@ -117,16 +119,14 @@ def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list
     return [one for group in by_answer.values() if len(group) >= each for one in group[:each]]
 
 
-def worded(
-    one: Candidate, others: Sequence[tuple[str, float]], kept: Sequence[str] | None, seed: int
-) -> Question | None:
+def worded(one: Candidate, others: Sequence[float], kept: Sequence[str] | None, seed: int) -> Question | None:
     """The question in words with its options; None if there is no room for wrong ones."""
     look, answer, qid = one.look, one.answer, one.qid
     random = Random(f"{seed} {qid}")
     unit = answer.unit if isinstance(answer, Number) else ""
     values: Sequence[float] | Sequence[str] | None
     if isinstance(answer, Number):
-        values = options.numbers(answer, [v for patient, v in others if patient != look.at.patient], random)
+        values = options.numbers(answer, others, random)
         value: float | str = options.rounded(answer.value, unit)
     else:
         roles = {key: v for key, v in one.arguments.items() if key in one.row.alike}

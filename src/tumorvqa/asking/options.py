@@ -32,6 +32,7 @@ UNITS = {
     "lesions": Shown(0, "count", 1, math.inf),
 }
 COUNT = 4  # of options, where there are as many classes
+TRIES = 200  # values tried as wrong options
 
 
 def said(value: Value, unit: str = "") -> str:
@@ -69,16 +70,16 @@ def numbers(truth: Number, others: Sequence[float], random: Random) -> list[floa
     row, told = UNITS[truth.unit], apart(truth.unit, truth.uncertainty)
     chosen = [rounded(truth.value, truth.unit)]
     if row.differ == "count":
-        pool = sorted({*map(int, others)} - {int(truth.value)})
-        invented = [n for n in range(int(truth.value) + COUNT + 1) if n != int(truth.value) and n not in pool]
-        picked = random.sample(pool, min(COUNT - 1, len(pool)))
-        chosen += [float(n) for n in picked + random.sample(invented, COUNT - 1 - len(picked))]
+        known = sorted({*others} - {truth.value})
+        invented = [float(n) for n in range(int(truth.value) + COUNT + 1) if n != truth.value and n not in known]
+        picked = random.sample(known, min(COUNT - 1, len(known)))
+        chosen += picked + random.sample(invented, COUNT - 1 - len(picked))
     else:
-        for other in random.sample(list(others), len(others)):
+        for other in random.sample(others, min(TRIES, len(others))):
             step = random.uniform(-0.03, 0.03)
             changed = rounded(other * (1 + step) if row.differ == "ratio" else other + 100 * step, truth.unit)
-            if changed >= 0 or truth.unit != "slice":
-                chosen += [changed] * all(told(changed, kept) for kept in chosen)
+            if (changed >= 0 or truth.unit == "HU") and all(told(changed, kept) for kept in chosen):
+                chosen.append(changed)
             if len(chosen) == COUNT:
                 break
         else:
@@ -94,7 +95,7 @@ def invented_beside(truth: float, unit: str, told: Callable[[float, float], bool
     row = UNITS[unit]
     below = random.randrange(COUNT)
     chosen = [truth]
-    for _ in range(200):
+    for _ in range(TRIES):
         sign = -1 if len(chosen) <= below else 1
         if row.differ == "ratio":
             other = rounded(truth * math.exp(sign * random.uniform(0, math.log(2.5))), unit)
