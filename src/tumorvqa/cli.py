@@ -125,7 +125,7 @@ def show(
     rules: str = "kb-v2",
 ) -> None:
     """A page of one case: slices, masks, measurements, questions with trace and evidence, and what models said."""
-    show_files = import_module("tumorvqa.pages.case").show_files
+    show_files = import_module("tumorvqa.showing").show_files
     print(f"page: {show_files(files(case, labels), out, questions, predictions, rules)}")
 
 

@@ -1,6 +1,10 @@
-"""Measurements made by hand, for tests of what is asked and scored."""
+"""Cases made by hand, for tests of what is asked and scored."""
 
 from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
 
 from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.scans import Meta
@@ -70,3 +74,22 @@ def case(name: str = "a", *lesions: Lesion, contrast: str | None = "plain", **ch
         {},
     )
     return replace(made, **changes)
+
+
+def small_case(folder: Path, name: str = "a", hu: int = 50, shift: int = 0, liver: slice = slice(8, 30)) -> Path:
+    """A box of a body in air with a liver, a spleen and a lesion, as an AbdomenAtlas case of 40 x 40 x 20 voxels."""
+    ct = np.full((40, 40, 20), -1000, np.int16)
+    ct[4:36, 4:36] = -90
+    masks = {key: np.zeros(ct.shape, np.uint8) for key in ("liver", "spleen", "liver_lesion")}
+    masks["liver"][20:34, liver, 4:16] = 1
+    masks["spleen"][6:12, 10:24, 6:14] = 1
+    masks["liver_lesion"][24:28, 12:16, 8:11] = 1
+    for key, value in {"liver": hu, "spleen": 45, "liver_lesion": 10}.items():
+        ct[masks[key] > 0] = value
+    ct += np.random.default_rng(0).normal(0, 8, ct.shape).astype(np.int16) + np.int16(shift)
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    (folder / name / "segmentations").mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(ct, affine), folder / name / "ct.nii.gz")
+    for key, mask in masks.items():
+        nibabel.save(nibabel.Nifti1Image(mask, affine), folder / name / "segmentations" / f"{key}.nii.gz")
+    return folder / name
