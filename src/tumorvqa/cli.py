@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import tyro
@@ -186,10 +187,10 @@ def report(out: tyro.conf.Positional[Path]) -> None:
 
 def list_tables() -> None:
     """Subtypes, rule packs and baselines."""
-    table = Table("subtype", "group", "asked about", "what it is")
-    for row in import_module("tumorvqa.asking.subtypes").SUBTYPES.values():
-        about = ", ".join(sorted({key for arguments in row.about for key in arguments})) or "the case"
-        table.add_row(row.name, row.group, about, (row.program.__doc__ or "").split("\n")[0])
+    table = Table("subtype", "group", "for example")
+    asking = import_module("tumorvqa.asking.ask")
+    for row in asking.SUBTYPES.values():
+        table.add_row(row.name, row.group, asking.phrased(row.name, row.about[0], Random(0)))
     console().print(table)
     print("rule packs:", ", ".join(import_module("tumorvqa.rules.packs").PACKS))
     baselines = Table("baseline", "what it sees")

@@ -17,8 +17,8 @@ from tumorvqa.scoring.predictions import read_predictions
 def show_files(
     files: CaseFiles, out: Path, questions: Path | None = None, predictions: Sequence[Path] = (), rules: str = "kb-v2"
 ) -> Path:
-    """Write the page. Without `questions` (of a set) every question that the case can answer is asked; `predictions` are
-    files of models' answers, each called by its name.
+    """Without `questions` (of a set) every question that the case can answer is asked; `predictions` are files of
+    models' answers, each called by its name.
     """
     scan = read_case(files)
     check(scan)
