@@ -57,7 +57,7 @@ def _wholes(questions: Sequence[Question], by_source: Mapping[str, str] | None) 
         return {question.case: question.patient for question in questions}
     missing = {question.case for question in questions} - set(by_source)
     if missing:
-        raise ValueError(f"{len(missing)} cases have no source, among them {min(missing)}; give each its source.")
+        raise ValueError(f"{len(missing)} cases have no source, among them {min(missing)!r}; give each its source.")
     joined = {source: source for source in by_source.values()}
 
     def root(source: str) -> str:

@@ -56,7 +56,7 @@ def record_of(question: Question, measurements: Mapping[str, Measurements]) -> d
     if len(texts) > len(ascii_uppercase) or options_of(mc_text(question), question.text) != texts:
         raise ValueError(
             f"the options of question {question.qid} cannot be written inline: {texts}; "
-            'none may be empty, have blanks around it or hold " B: ".'
+            'none may have blanks around it or hold " B: ".'
         )
     of_case = measurements.get(question.case)
     meta = of_case.meta if of_case else None

@@ -62,18 +62,21 @@ NEGATED_AFTER = (
 )
 NOT_ARTICLE = r"(?:because|since|as|due|given|and|with|for|based|which|or|is|was|seems)\b"
 CUED_LETTER = re.compile(
-    r"\b(?:answers?|option|choice|choose|chose|pick|select|go with|correct(?: one)?|boxed|so|therefore|thus|hence)\b"
-    r"(?:[\s:=,(\[{\"'#-]|\b(?:is|be|was|would|must|should|the|answer|correct|option|choice|letter|therefore|text)\b)*"
-    r"(?<![A-Za-z0-9'])(?P<letter>[A-Za-z])(?![A-Za-z0-9']|-[a-z])" + NEGATED_AFTER,
+    r"\b(?:answers?|option|choice|choose|chose|pick|select|go with|correct one|boxed|(?:so|therefore|thus|hence),?)"
+    r"(?!\w)"
+    r"(?:[\s:=(\[{\"'#-]|\b(?:is|be|was|would|must|should|the|answer|correct|option|choice|letter|therefore|text)\b)*"
+    r"(?<![A-Za-z0-9'])(?P<letter>[A-Za-z])(?![A-Za-z0-9']|-[a-z])"
+    r"(?! (?:and|or) (?:option )?[A-Z]\b)" + NEGATED_AFTER,
     re.IGNORECASE,
 )
 LETTER_IS_IT = re.compile(
     r"(?<![A-Za-z0-9'])(?P<letter>[A-Z])\b\W*\s(?:is|seems)\s(?:the\s)?(?:correct|right|best|answer|true)"
 )
-LONE_LETTER = re.compile(r"^\W*(?P<letter>[A-Za-z])\W*$", re.MULTILINE)
+LONE_LETTER = re.compile(r"^[^\w\n]*(?P<letter>[A-Za-z])[^\w\n]*$", re.MULTILINE)
 ANY_LETTER = re.compile(
-    r"(?<!\bnot )(?<!\bthan )(?<!n't )(?<!\bnot option )(?<!hepatitis )(?<!vitamin )(?<!type )(?<!grade )(?<!class )"
-    r"(?<!stage )(?<!pugh )(?<![A-Za-z0-9'])(?P<letter>[A-Z])(?![A-Za-z0-9']|-[a-z])" + NEGATED_AFTER
+    r"(?<!\bnot )(?<!\bthan )(?<!neither )(?<!\bnor )(?<!n't )(?<!\bnot option )"
+    r"(?<!hepatitis )(?<!vitamin )(?<!type )(?<!grade )(?<!class )(?<!stage )(?<!pugh )"
+    r"(?<![A-Za-z0-9'])(?P<letter>[A-Z])(?![A-Za-z0-9']|-[a-z])" + NEGATED_AFTER
 )
 
 
@@ -132,7 +135,7 @@ LABEL = (
     r"\b(?:segments|stages|grades|lesions) ?[0-9]\b[ab]?(?:\s*(?:/|-|–|&|,|and|to)\s*[0-9]\b[ab]?)+"
     r"|\b(?:segments?|seg|couinaud|stages?|grades?|types?|class|phase|series|figure|fig|step|question|option|lesion|tumou?r"
     r"|cyst)[ #]*[0-9]+[a-z]?\b(?!\.[0-9]|\s?(?:[mc]m|ml|cc|hu|%))(?:[/&][0-9][ab]?)*"
-    r"|[A-Za-z]+[\^_-]?[0-9]+[a-z]?(?![0-9.]*[0-9])"
+    r"|(?<![A-Za-z])(?!x[0-9])[A-Za-z]+[\^_-]?[0-9]+[a-z]?(?![0-9.]*[0-9])"
 )
 SLICE_LABEL = r"\b(?:slices?|images?|level)\s*(?:number|no\.?|index|#)?\s*[0-9]+(?:\s*(?:-|–|to)\s*[0-9]+)?"
 NUMBER = (
@@ -258,24 +261,24 @@ def class_name(text: str, classes: tuple[tuple[str, str], ...] = ()) -> str | No
     """The class said, of `classes` (name, how an option says it) or their synonyms; else the name of a known class that
     is not among them. Two different ones in a text without a cue: the one that is alone in its first clause, or None.
     """
-    for phrases in (_phrases(classes), _phrases(())) if classes else (_phrases(()),):
-        named = _mentioned(text, phrases)
-        if named is not None:
-            return named
+    text = re.sub(r"\s+", " ", text)
+    for known in dict.fromkeys((classes, ())):
+        pattern, names = _phrases(known)
+        whole = names.get(text.lower().strip(" .!\"'"))
+        if whole is not None:
+            return whole
+        found = [
+            (match.start(), name)
+            for match in pattern.finditer(text)
+            if (name := names.get(match[0].lower()))
+            and not DENIED.search(text[max(0, match.start() - 40) : match.start()])
+        ]
+        if found:
+            return _chosen(text, found)
     return None
 
 
-def _mentioned(text: str, phrases: tuple[re.Pattern[str], dict[str, str]]) -> str | None:
-    pattern, names = phrases
-    text = re.sub(r"\s+", " ", text)
-    whole = names.get(text.lower().strip(" .!\"'"))
-    if whole is not None:
-        return whole
-    found = [
-        (match.start(), name)
-        for match in pattern.finditer(text)
-        if (name := names.get(match[0].lower())) and not DENIED.search(text[: match.start()])
-    ]
+def _chosen(text: str, found: list[tuple[int, str]]) -> str | None:
     for cue in reversed(list(VALUE_CUE.finditer(text))):
         after = [name for start, name in found if start >= cue.end()]
         if after:
