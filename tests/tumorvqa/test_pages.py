@@ -1,9 +1,14 @@
 """Pages of a case and of a set: self-contained, escaped, and driven in a browser where there is one."""
 
+import base64
 import html
+import json
+import math
 import re
 import shutil
 import subprocess
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +17,11 @@ import pytest
 from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.pages import pixels
 from tumorvqa.pages.case import show_case
-from tumorvqa.question import Answer, Evidence, Option, Question, Step
+from tumorvqa.pages.report import verdict, write_report
+from tumorvqa.pages.words import right
+from tumorvqa.question import GROUPS, Answer, Evidence, Option, Question, Step, Value
 from tumorvqa.scans import EMPTY, Frame, Meta, Region, Scan
+from tumorvqa.scoring.scores import Interval, Judged, Part, Scores
 
 SHAPE = (120, 90, 50)
 SPACING = np.array([3.0, 3.2, 4.0])
@@ -50,7 +58,7 @@ def scan(case: str = "phantom-0007") -> Scan:
     frame = Frame(np.diag([*SPACING, 1.0]) + np.array([[0, 0, 0, v] for v in (-180, -140, -620, 0)]), SHAPE)
     regions = {name: Region.of(mask) for name, mask in masks.items()} | {"pancreas_cyst": EMPTY}
     meta = Meta("female", 63, "venous")
-    return Scan(case, "f3a9c1", "phantom", frame, hu.astype(np.int16), regions, meta, {}, "phantom")
+    return Scan(case, "patient-f3a9c1", "phantom", frame, hu.astype(np.int16), regions, meta, {}, "phantom")
 
 
 def measured(of: Scan) -> Measurements:
@@ -117,27 +125,397 @@ def question(of: Scan, number: int, subtype: str, group: str, text: str, options
 
 
 def questions(of: Scan) -> list[Question]:
-    rec, mea, vis, med = "Recognition", "Measurement", "Visual Reasoning", "Medical Reasoning"
+    rec, mea, vis, med = GROUPS
+    in_liver, in_kidney = ("liver", "liver_tumor"), ("kidney_left", "kidney_cyst")
+    spleen, pancreas, no_yes = ("spleen",), ("pancreas",), ("No", "Yes")
+    segments = ("segment 7", "segment 4", "segment 2", "segment 8")
+    spread = ("highly clustered", "somewhat clustered", "widely spread")
+    near, sides = ("spleen", "liver", "pancreas", "aorta"), ("left", "right", "about the same")
+    grades, numbers = ("normal", "mild", "moderate", "severe"), (1306.9, 1012.5, 1630.1, 880.4)
     rows = [
-        ("liver lesion existence", rec, "Is there a lesion in the liver?", ("Yes", "No"), 0, "", ("liver", "liver_tumor")),
-        ("kidney cyst existence", rec, "Does either kidney have a cyst?", ("No", "Yes"), 1, "", ("kidney_left", "kidney_cyst")),
-        ("pancreatic lesion existence", rec, "Is a pancreatic lesion present?", ("Yes", "No"), 1, "", ("pancreas",)),
-        ("PDAC existence", rec, "Can a PDAC be seen?", ("Yes", "No"), 1, "", ("pancreas",)),
-        ("splenomegaly detection", rec, "Is the spleen enlarged?", ("No", "Yes"), 0, "", ("spleen",), 11.2),
-        ("organ volume", mea, "What is the volume of the liver?", (1306.9, 1012.5, 1630.1, 880.4), 0, "cm^3", ("liver",), 22.0),
-        ("organ volume", mea, "What is the volume of the spleen?", (226.1, 180.0, 290.3, 340.8), 0, "cm^3", ("spleen",), 13.0),
-        ("organ HU", mea, "What is the mean attenuation of the pancreas?", (60.0, 90.0, 120.0, 75.0), 1, "HU", ("pancreas",), 30.0),
-        ("lesion volume", mea, "What is the total volume of all liver lesions?", (9.1, 14.6, 21.0, 30.2), 1, "cm^3", ("liver", "liver_tumor"), 6.0),
-        ("tumor burden percentage", mea, "What share of the liver is lesion?", (1.1, 2.4, 0.5, 4.9), 0, "%", ("liver", "liver_tumor"), 3.1),
-        ("lesion counting", vis, "How many lesions does the liver have?", (1, 3, 2, 5), 2, "", ("liver", "liver_tumor")),
-        ("largest lesion diameter", vis, "How long is the largest liver lesion?", (32.0, 22.5, 41.7, 55.0), 0, "mm", ("liver", "liver_tumor"), 8.0),
-        ("largest lesion slice", vis, "In which slice is the largest liver lesion longest?", (12, 32, 22, 41), 1, "slice", ("liver", "liver_tumor"), 2.0),
-        ("largest lesion location", vis, "Where does the largest liver lesion lie?", ("segment 7", "segment 4", "segment 2", "segment 8"), 0, "", ("liver", "liver_tumor")),
-        ("kidney volume comparison", vis, "Which kidney is larger?", ("left", "right", "about the same"), 2, "", ("kidney_left", "kidney_right"), 2.2),
-        ("adjacent organ", vis, "Which organ lies nearest to the largest kidney lesion?", ("spleen", "liver", "pancreas", "aorta"), 0, "", ("kidney_left", "kidney_cyst"), 1.4),
-        ("liver lesion clustering", vis, "How are the liver lesions spread?", ("highly clustered", "somewhat clustered", "widely spread"), 0, "", ("liver", "liver_tumor")),
-        ("splenomegaly grading", med, "How enlarged is the spleen?", ("normal", "mild", "moderate", "severe"), 0, "", ("spleen",), 11.2),
-        ("lesion type classification", med, "What is the largest kidney lesion?", ("tumor", "cyst"), 1, "", ("kidney_left", "kidney_cyst"), 5.5),
-        ("pancreatic cyst resectability", med, "Should the pancreatic cyst be resected?", ("Yes", "No"), 1, "", ("pancreas_cyst",)),
-    ]  # fmt: skip
+        ("liver lesion existence", rec, "Is there a lesion in the liver?", ("Yes", "No"), 0, "", in_liver),
+        ("kidney cyst existence", rec, "Does either kidney have a cyst?", no_yes, 1, "", in_kidney),
+        ("pancreatic lesion existence", rec, "Is a pancreatic lesion present?", no_yes, 0, "", pancreas),
+        ("PDAC existence", rec, "Can a PDAC be seen?", ("Yes", "No"), 1, "", pancreas),
+        ("splenomegaly detection", rec, "Is the spleen enlarged?", no_yes, 0, "", spleen, 11.2),
+        ("organ volume", mea, "What is the volume of the liver?", numbers, 0, "cm^3", ("liver",), 22.0),
+        ("organ volume", mea, "How large is the spleen?", (226.1, 180.0, 290.3, 340.8), 0, "cm^3", spleen, 13.0),
+        ("organ HU", mea, "What is the mean HU of the pancreas?", (60.0, 90.0, 120.0, 75.0), 1, "HU", pancreas, 30.0),
+        ("lesion volume", mea, "How large are all liver lesions?", (9.1, 14.6, 21.0, 30.2), 1, "cm^3", in_liver, 6.0),
+        ("tumor burden", mea, "What share of the liver is lesion?", (1.1, 2.4, 0.5, 4.9), 0, "%", in_liver, 3.1),
+        ("lesion counting", vis, "How many lesions does the liver have?", (1, 3, 2, 5), 2, "", in_liver),
+        ("diameter", vis, "How long is the largest liver lesion?", (32.0, 22.5, 41.7, 55.0), 0, "mm", in_liver, 8.0),
+        ("slice", vis, "Where is the largest liver lesion longest?", (12, 32, 22, 41), 1, "slice", in_liver, 2.0),
+        ("location", vis, "Where does the largest liver lesion lie?", segments, 0, "", in_liver),
+        ("comparison", vis, "Which kidney is larger?", sides, 2, "", ("kidney_left", "kidney_right"), 2.2),
+        ("adjacent organ", vis, "What lies nearest to the largest kidney lesion?", near, 0, "", in_kidney, 1.4),
+        ("liver lesion clustering", vis, "How are the liver lesions spread?", spread, 0, "", in_liver),
+        ("splenomegaly grading", med, "How enlarged is the spleen?", grades, 0, "", spleen, 11.2),
+        ("lesion type", med, "What is the largest kidney lesion?", ("tumor", "cyst"), 1, "", in_kidney, 5.5),
+        ("resectability", med, "Should the pancreatic cyst be resected?", no_yes, 0, "", ("pancreas_cyst",)),
+    ]
     return [question(of, i, *row) for i, row in enumerate(rows)]
+
+
+# What is sent
+
+
+def unpacked(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+
+
+def test_sent_voxels_are_those_of_the_scan_as_a_radiologist_looks_at_them():
+    hu = scan().hu
+    factor, text = pixels.packed_volume(hu)
+    codes = unpacked(text).reshape(SHAPE[::-1]).cumsum(axis=0, dtype=np.uint8)
+    sent = np.array(pixels.decoded())[codes]
+    seen = hu[::-1, ::-1].transpose(2, 1, 0).astype(int)  # slices, rows from anterior, columns from the right
+    tissue = (seen > -200) & (seen < 300)
+    assert factor == 1 and abs(sent - seen)[tissue].max() <= 2 + 1 and abs(sent - seen)[seen > -1024].max() <= 8 + 1
+
+
+def test_a_scan_too_large_to_send_is_shown_at_block_means():
+    hu = np.repeat(np.repeat(scan().hu[:30, :20], 3, 0), 3, 1)
+    factor, text = pixels.packed_volume(hu, side=30)
+    assert factor == 3 and text == pixels.packed_volume(hu[::3, ::3])[1]
+    whole = pixels.packed_volume(hu)[1]
+    smaller, less = pixels.packed_volume(hu, limit=len(whole) // 4)
+    assert smaller > 1 and len(base64.b64decode(less)) <= len(whole) // 4
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_sent_masks_are_blocks_of_which_a_voxel_is_in_the_mask(factor):
+    draw = np.random.default_rng(factor)
+    masks = {"one": np.zeros(SHAPE, bool), "two": np.zeros(SHAPE, bool)}
+    masks["one"][31:80, 22:71, 3:9] = draw.random((49, 49, 6)) < 0.05
+    masks["two"][119, 0, 49] = True
+    boxes, text = pixels.packed_masks({name: Region.of(mask) for name, mask in masks.items()}, SHAPE, factor)
+    offset = 0
+    for mask, box in zip(masks.values(), boxes, strict=True):
+        sizes = [end - start for start, end in box]
+        length = -(-math.prod(sizes) // 8)
+        bits = np.unpackbits(unpacked(text)[offset : offset + length], bitorder="little")[: math.prod(sizes)]
+        offset += length
+        rows, columns = -(-SHAPE[1] // factor), -(-SHAPE[0] // factor)
+        sent = np.zeros((SHAPE[2], rows, columns), bool)
+        sent[tuple(slice(*ends) for ends in box)] = bits.reshape(sizes)
+        blocks = np.zeros_like(sent)
+        for x, y, z in np.argwhere(mask):
+            blocks[z, rows - 1 - y // factor, columns - 1 - x // factor] = True
+        assert (sent == blocks).all()
+
+
+# What a page says
+
+
+def hostile_case() -> tuple[Scan, list[Question]]:
+    """Every text that comes from somewhere else wants to be markup."""
+    of = scan(HOSTILE)
+    asked = [
+        replace(q, text=HOSTILE + q.text, options=(replace(q.options[0], text=HOSTILE), *q.options[1:]))
+        for q in questions(of)
+    ]
+    return of, asked
+
+
+def page_of(tmp_path: Path, of: Scan, asked: list[Question], answers: dict[str, dict[str, str]] | None = None) -> str:
+    return show_case(of, measured(of), asked, tmp_path / "case.html", answers).read_text()
+
+
+def loads_nothing(page: str) -> bool:
+    """Neither from the net nor from files."""
+    found = re.findall(r"""https?:|\bsrc\s*=\s*["']|<link|@import|url\(|\bfetch\(|import\(""", page)
+    return not found and "default-src 'none'" in page
+
+
+def test_a_case_is_one_file_that_holds_all_its_questions(tmp_path):
+    of = scan()
+    asked = questions(of)
+    page = page_of(tmp_path, of, [*asked, replace(asked[0], case="another case", text="Of another case?")])
+    assert loads_nothing(page)
+    assert all(html.escape(question.text) in page for question in asked) and "Of another case?" not in page
+    cards = re.findall(r'<article class="question.*?</article>', page, re.DOTALL)
+    for question, card in zip(asked, cards, strict=True):
+        marked = re.findall(r'<li class="right"><b>(.)</b>(.*?) ✓</li>', card)
+        assert marked == [("ABCD"[question.answer.index], question.answer.text)]
+        jump = re.search(r'data-jump="(.*?)"', card)
+        if question.evidence.slice is not None:
+            assert json.loads(html.unescape(jump[1]))["slice"] == question.evidence.slice
+
+
+def test_everything_on_a_case_page_is_escaped(tmp_path):
+    of, asked = hostile_case()
+    page = page_of(tmp_path, of, asked, {HOSTILE: {question.qid: HOSTILE for question in asked}})
+    assert "<img" not in page and page.count("<script") == page_of(tmp_path, scan(), questions(scan())).count("<script")
+    assert page.count(html.escape(HOSTILE)[:30]) > 60
+
+
+def test_a_page_tells_no_more_than_it_should(tmp_path):
+    of = replace(scan(), meta=Meta("female", 63, "venous", "General Hospital, room of J. Doe"))
+    page = page_of(tmp_path, of, questions(of))
+    assert "Hospital" not in page and "J. Doe" not in page and of.patient not in page
+
+
+def test_none_found_is_told_from_nobody_looked(tmp_path):
+    page = page_of(tmp_path, scan(), [])
+    unmarked = re.search(r"Nobody marked: (.*?)\.", page)[1]
+    assert "PDAC" in unmarked and "Pancreatic cyst" not in unmarked
+    assert "cut off by the edge of the scan; touches the superior, inferior edge" in page
+    assert "Stomach (its mask belongs to another frame)" in page
+
+
+def test_answers_are_marked_by_letter_or_text_and_left_alone_otherwise():
+    asked = next(question for question in questions(scan()) if question.text == "Does either kidney have a cyst?")
+    said = {"B": True, " yes. ": True, "a": False, "No": False, "perhaps": None}
+    assert {words: right(asked, words) for words in said} == said
+
+
+# The report
+
+
+def part(of: list[Question], right: list[bool], chance: float = 0.3) -> Part:
+    share = float(np.mean(right))
+    accuracy = Interval(share, share - 0.1, share + 0.1)
+    above = Interval(share - chance, share - chance - 0.1, share - chance + 0.1)
+    return Part(len(of), len(of), len(of), accuracy, above, {})
+
+
+def scored(
+    asked: list[Question], wrong: set[str], model: str = "tried", format: str = "mc", said: float = 1.0
+) -> Scores:
+    """Numbers are said `said` times too large; of the rest those in `wrong` get another option's value."""
+    judged = []
+    for question in asked:
+        value: Value = question.answer.value
+        if question.qid in wrong:
+            value = question.options[question.answer.index - 1].value
+        elif isinstance(value, int | float):
+            value = value * said
+        judged.append(Judged(question.qid, value, float(question.qid not in wrong), 1 / len(question.options)))
+    right = [question.qid not in wrong for question in asked]
+    groups = {q.group: [p for p in asked if p.group == q.group] for q in asked}
+    subtypes = {q.subtype: [p for p in asked if p.subtype == q.subtype] for q in asked}
+
+    def parts(of: dict[str, list[Question]]) -> dict[str, Part]:
+        return {name: part(found, [q.qid not in wrong for q in found]) for name, found in of.items()}
+
+    whole = part(asked, right)
+    return Scores(model, format, "masks", False, whole, parts(groups), parts(subtypes), whole.accuracy, whole.accuracy,
+                  tuple(judged))  # fmt: skip
+
+
+def test_a_report_is_one_file_that_shows_what_it_is_given(tmp_path):
+    asked = questions(scan())
+    wrong = {asked[3].qid, asked[6].qid}
+    reference = [{"format": "mc", "model": "RadFM FT", "input": "3D vol", "mode": "direct", "overall": 58.9,
+                  "groups": {"Recognition": 62.3}}]  # fmt: skip
+    page = write_report(
+        asked, [scored(asked, wrong), scored(asked, wrong, "speaker", "free", 1.1)], tmp_path / "report.html",
+        measurements=[measured(scan())], leaks={"patients in two splits": 0}, shortcuts=[scored(asked, wrong, "prior")],
+        reference=reference, case_pages={scan().case: "cases/7.html"}, notes=["A note."], title="Twenty questions",
+    ).read_text()  # fmt: skip
+    assert loads_nothing(page)
+    assert all(question.subtype in page for question in asked)
+    given = ["Twenty questions", "A note.", "RadFM FT", "58.9%", "62.3%", "90.0%", "patients in two splits", "prior"]
+    made = [f'href="cases/7.html#q-{asked[3].qid}"', "on their own questions", "cm³, key: masks"]
+    assert all(words in page for words in given + made)
+
+
+def test_a_report_of_questions_alone_has_no_empty_sections(tmp_path):
+    page = write_report(questions(scan()), [], tmp_path / "report.html").read_text()
+    assert re.findall(r'<section class="card" id="(\w+)"', page) == ["questions"]
+
+
+def test_everything_in_a_report_is_escaped(tmp_path):
+    _, asked = hostile_case()
+    asked = [replace(question, subtype=HOSTILE, unit=HOSTILE) for question in asked]
+    all_wrong = {question.qid for question in asked}
+    models = [scored(asked, all_wrong, HOSTILE), scored(asked, set(), HOSTILE, "free", 1.1)]
+    page = write_report(
+        asked,
+        models,
+        tmp_path / "report.html",
+        leaks={HOSTILE: HOSTILE},
+        shortcuts=models,
+        notes=[HOSTILE],
+        title=HOSTILE,
+    ).read_text()
+    assert "<img" not in page and "<script>document" not in page and page.count(html.escape(HOSTILE)[:30]) > 60
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        (-0.02, 0.3, ""),
+        (0.0, 0.2, ""),
+        (0.01, 0.04, ""),
+        (0.01, 0.06, "look"),
+        (0.06, 0.2, "shortcut"),
+        (None, None, ""),
+    ],
+)
+def test_a_shortcut_is_an_interval_above_chance_that_reaches_beyond_five_points(low, high, found):
+    assert verdict(Interval(0.1, low, high)) == found
+
+
+def test_failures_come_clearest_first_and_exact_ones_last(tmp_path):
+    asked = questions(scan())
+    page = write_report(asked, [scored(asked, {q.qid for q in asked})], tmp_path / "report.html").read_text()
+    margins = re.findall(r'<td class="number">([\d.]+|exact)</td>\s*<td>phantom', page)
+    clear = [float(margin) for margin in margins if margin != "exact"]
+    assert clear == sorted((q.margin for q in asked if q.margin is not None), reverse=True)
+    assert margins[len(clear) :] == ["exact"] * sum(q.margin is None for q in asked)
+
+
+def test_bland_altman_lines_are_mean_and_spread_of_the_differences(tmp_path):
+    asked = [question for question in questions(scan()) if question.unit == "cm^3"]
+    page = write_report(asked, [scored(asked, set(), "m", "free", 1.25)], tmp_path / "report.html").read_text()
+    differences = np.array([0.25 * question.answer.value for question in asked])
+    bias, spread = differences.mean(), 1.96 * differences.std(ddof=1)
+    assert (
+        f"{len(asked)} numbers, mean difference {bias:+.3g}, 95% within {bias - spread:+.3g} and {bias + spread:+.3g}"
+        in page
+    )
+
+
+# In a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WATCH = """<script>
+window.faults = [];
+window.requestAnimationFrame = paint => setTimeout(paint);  // a browser that only dumps its page draws no frames
+addEventListener("error", event => faults.push(event.message));
+addEventListener("unhandledrejection", event => faults.push(String(event.reason)));
+addEventListener("securitypolicyviolation", event => faults.push("refused: " + event.blockedURI));
+</script>"""
+DRIVE = """<script>
+const ready = setInterval(async () => {
+  if (document.querySelector("[aria-busy]")) return;
+  clearInterval(ready);
+  const drawn = () => new Promise(done => setTimeout(done, 100));
+  const found = {};
+  try { %s } catch (error) { faults.push(String(error)); }
+  const block = document.createElement("pre");
+  block.id = "test";
+  block.textContent = JSON.stringify({faults, title: document.title, ...found});
+  document.body.append(block);
+}, 20);
+</script>"""
+
+
+def driven(page: Path, script: str, size: str = "1400,1000") -> dict:
+    """What `script` puts into `found` in a copy of the page, with its errors and title."""
+    if BROWSER is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    copy = page.with_name("driven.html")
+    text = page.read_text()
+    copy.write_text(text.replace("<title>", WATCH + "<title>", 1).replace("</body>", DRIVE % script + "</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--virtual-time-budget=10000"]
+    options += [f"--user-data-dir={page.parent / 'browser'}", f"--window-size={size}", "--dump-dom"]
+    shown = subprocess.run([BROWSER, *options, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(html.unescape(re.search(r'<pre id="test">(.*?)</pre>', shown.stdout, re.DOTALL)[1]))
+
+
+def test_a_browser_moves_through_slices_and_jumps_to_evidence(tmp_path):
+    of = scan()
+    asked = questions(of)
+    goal = next(question for question in asked if question.text == "Does either kidney have a cyst?")
+    page = show_case(of, measured(of), asked, tmp_path / "case.html")
+    found = driven(
+        page,
+        """
+        const [slider, at, view] = ["slice", "at", "view"].map(id => document.getElementById(id));
+        const picture = () => view.toDataURL();
+        const shown = () => [...document.querySelectorAll("input.structure:checked")].map(box => box.value);
+        await drawn();
+        found.first = at.textContent; found.shown = shown();
+        const before = picture();
+        slider.value = 7; slider.dispatchEvent(new Event("input")); await drawn();
+        found.moved = at.textContent; found.changed = picture() !== before;
+        document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp", bubbles: true})); await drawn();
+        found.key = at.textContent;
+        document.getElementById("stage").dispatchEvent(new WheelEvent("wheel", {deltaY: 120})); await drawn();
+        found.wheel = at.textContent;
+        document.querySelector("#q-phantom-0007-001 button.jump").click(); await drawn();
+        found.jumped = at.textContent; found.evidence = shown();
+        const boxed = picture();
+        document.getElementById("boxed").click(); await drawn();
+        found.box = picture() !== boxed;
+        const soft = picture();
+        document.querySelectorAll("button.window")[1].click(); await drawn();
+        found.window = document.getElementById("window").textContent; found.windowed = picture() !== soft;
+        document.querySelector('button.group[data-group="Measurement"]').click();
+        found.cards = [...document.querySelectorAll("article.question")].filter(card => card.offsetParent).length;
+        found.wide = document.documentElement.scrollWidth <= innerWidth;
+        """,
+    )
+    assert found["faults"] == []
+    assert found["first"].startswith("slice 33 of 0 to 49")  # the middle of the larger lesion
+    assert found["moved"] == f"slice 7 of 0 to 49 · z −{620 - 7 * 4}.0 mm" and found["changed"]
+    assert found["key"].startswith("slice 8 ") and found["wheel"].startswith("slice 7 ")
+    assert found["jumped"].startswith(f"slice {goal.evidence.slice} ") and found["box"]
+    assert found["evidence"] == ["kidney_cyst", "kidney_left"] and "aorta" not in found["shown"]
+    assert found["window"] == "W 150 L 70" and found["windowed"]
+    assert found["cards"] == sum(question.group == "Measurement" for question in asked) and found["wide"]
+
+
+def test_a_browser_draws_a_lesion_where_it_lies(tmp_path):
+    """Without masks: the window that splits cyst from liver leaves the cyst's pixels dark, on the patient's right."""
+    of = scan()
+    page = show_case(of, measured(of), [], tmp_path / "case.html")
+    center, _, _ = ELLIPSOIDS["liver_cyst"]
+    x, y, z = (round(c / mm) for c, mm in zip(center, SPACING, strict=True))
+    found = driven(
+        page,
+        f"""
+        const view = document.getElementById("view");
+        for (const box of document.querySelectorAll("input.structure")) if (box.checked) box.click();
+        for (const [id, value] of [["width", 2], ["level", 60]]) {{
+          document.getElementById(id).value = value;
+          document.getElementById(id).dispatchEvent(new Event("input"));
+        }}
+        document.getElementById("slice").value = {z};
+        document.getElementById("slice").dispatchEvent(new Event("input")); await drawn();
+        const gray = (x, y) => {{
+          const across = ({SHAPE[0]} - x - 0.5) / {SHAPE[0]}, down = ({SHAPE[1]} - y - 0.5) / {SHAPE[1]};
+          return view.getContext("2d").getImageData(across * view.width, down * view.height, 1, 1).data[0];
+        }};
+        found.cyst = gray({x}, {y}); found.liver = gray({x} + 6, {y} - 6);
+        found.ratio = view.height / view.width;
+        """,
+    )
+    assert found["faults"] == [] and found["cyst"] < 40 and found["liver"] > 215
+    assert found["ratio"] == pytest.approx(SHAPE[1] * SPACING[1] / (SHAPE[0] * SPACING[0]), rel=0.01)
+
+
+def test_a_browser_shows_hostile_text_as_text(tmp_path):
+    of, asked = hostile_case()
+    page = show_case(of, measured(of), asked, tmp_path / "case.html", {HOSTILE: {q.qid: HOSTILE for q in asked}})
+    script = """
+        found.heading = document.querySelector("h1").textContent;
+        found.option = document.querySelector(".options li").textContent;
+        found.images = document.images.length;
+    """
+    found = driven(page, script, "800,1000")
+    assert found["faults"] == [] and found["images"] == 0
+    assert found["heading"] == f"Case {HOSTILE}" and HOSTILE in found["option"]
+    assert found["title"].startswith("Case </script>")
+
+
+def test_a_browser_filters_failures_by_model(tmp_path):
+    asked = questions(scan())
+    models = [scored(asked, {asked[0].qid}, HOSTILE), scored(asked, {q.qid for q in asked[:4]}, "other")]
+    page = write_report(asked, models, tmp_path / "report.html", shortcuts=models, measurements=[measured(scan())])
+    found = driven(
+        page,
+        """
+        const rows = () => [...document.querySelectorAll("#wrong tr")].filter(row => row.offsetParent).length;
+        found.all = rows();
+        const select = document.getElementById("model");
+        select.selectedIndex = 1; select.dispatchEvent(new Event("change"));
+        found.one = rows(); found.name = select.value;
+        found.wide = document.documentElement.scrollWidth <= innerWidth;
+        """,
+    )
+    assert found["faults"] == [] and (found["all"], found["one"]) == (5, 1)
+    assert found["name"].startswith(HOSTILE) and found["wide"]

@@ -60,7 +60,7 @@ def packed_masks(regions: Mapping[str, Region], shape: tuple[int, ...], factor: 
         whole = np.zeros((wide * factor, high * factor, region.mask.shape[2]), bool)
         x, y = i % factor, k % factor
         whole[x : x + region.mask.shape[0], y : y + region.mask.shape[1]] = region.mask
-        small = whole.reshape(wide, factor, high, factor, -1).any(axis=(1, 3))
+        small: NDArray[np.bool_] = np.asarray(whole.reshape(wide, factor, high, factor, -1).any(axis=(1, 3)))
         bits.append(np.packbits(small[::-1, ::-1].transpose(2, 1, 0), axis=None, bitorder="little").tobytes())
         top, left = rows - k // factor - high, columns - i // factor - wide
         boxes.append((below_above, (top, top + high), (left, left + wide)))

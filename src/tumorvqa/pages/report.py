@@ -38,7 +38,8 @@ def write_report(
     """Write the page to `path`; the path.
 
     shortcuts: models that never saw the image. reference: rows that others measured, in percent: "format" ("mc" or
-    "free"), "model", "input", "mode", "overall", "groups" (group -> percent). case_pages: case -> address of its page. leaks: what was looked for -> what was found.
+    "free"), "model", "input", "mode", "overall", "groups" (group -> percent). case_pages: case -> address of its page.
+    leaks: what was looked for -> what was found.
     """
     groups = [group for group in GROUPS if any(question.group == group for question in questions)]
     by_id = {question.qid: question for question in questions}
@@ -139,8 +140,8 @@ def _bar(of: Interval) -> dict[str, Any]:
 
 
 def verdict(above: Interval) -> str:
-    """Whether accuracy minus chance shows a shortcut: "shortcut" if its interval lies above POINTS, "look" if it lies above
-    0 and reaches beyond POINTS, "" if it includes 0 or ends below POINTS.
+    """Of accuracy minus chance: "shortcut" if its interval lies above POINTS, "look" if it lies above 0 and reaches
+    beyond POINTS, "" if it includes 0 or ends below POINTS.
     """
     if above.low is None or above.high is None or above.low <= 0 or above.high < POINTS:
         return ""
@@ -190,7 +191,7 @@ def _subtype(name: str, questions: Sequence[Question]) -> dict[str, Any]:
         "questions": len(questions),
         "cases": len({question.case for question in questions}),
         "places": _shares([places[i] for i in range(most)], [chr(ord("A") + i) for i in range(most)]),
-        "ranks": _shares([ranks[i] for i in range(most)], [f"#{i + 1} from below" for i in range(most)]) if ranks else [],
+        "ranks": _shares([ranks[i] for i in range(most)], [f"#{i + 1} from below" for i in range(most)]) * bool(ranks),
         "bars": _histogram(numbers) if numeric else [(label, count) for label, count in classes.most_common(BARS)],
         "numeric": numeric,
         "unit": words.unit(questions[0].unit) if numeric else "",
