@@ -33,6 +33,9 @@ LETTERS = {
     "C: left kidney, because A and B are smaller": 2,
     "A: liver B: spleen C: left kidney D: colon. The answer is B": 1,
     "I would go with D.": 3,
+    "Answer: B, not A": 1,
+    "B, not A": 1,
+    "A isn't right and B cannot be, so it must be C": 2,
     "I would not choose B; D fits": 3,
     "A large mass. Hepatitis B. I choose C": 2,
 }

@@ -58,11 +58,13 @@ def _value(question: Question, text: str) -> Value | None:
 # Letters
 
 NEGATED_AFTER = (
-    r"(?!\W+(?:(?:is|was|are|would be|seems|can be|must be)\W+)?(?:not|incorrect|wrong|false|excluded|ruled))"
+    r"(?!\W+(?:(?:is|was|are|would be|seems|can be|must be)\W+)?(?:incorrect|wrong|false|excluded|ruled)"
+    r"|\W+(?:(?:is|was|does|would|can|could|may)(?:n't|\W+not\b)|cannot\b))"
 )
 NOT_ARTICLE = r"(?:because|since|as|due|given|and|with|for|based|which|or|is|was|seems)\b"
 CUED_LETTER = re.compile(
-    r"(?<!\bnot )(?<!n't )(?<!never )\b(?:answers?|option|choice|choose|chose|pick|select|go with|correct one|boxed|(?:so|therefore|thus|hence),?)"
+    r"(?<!\bnot )(?<!n't )(?<!never )"
+    r"\b(?:answers?|option|choice|choose|chose|pick|select|go with|correct one|boxed|(?:so|therefore|thus|hence),?)"
     r"(?!\w)"
     r"(?:[\s:=(\[{\"'#-]|\b(?:is|be|was|would|must|should|the|answer|correct|option|choice|letter|therefore|text)\b)*"
     r"(?<![A-Za-z0-9'])(?P<letter>[A-Za-z])(?![A-Za-z0-9']|-[a-z])"
@@ -74,7 +76,7 @@ LETTER_IS_IT = re.compile(
 )
 LONE_LETTER = re.compile(r"^[^\w\n]*(?P<letter>[A-Za-z])[^\w\n]*$", re.MULTILINE)
 ANY_LETTER = re.compile(
-    r"(?<!\bnot )(?<!\bthan )(?<!neither )(?<!\bnor )(?<!n't )(?<!\bnot option )"
+    r"(?<!\bnot )(?<!\bthan )(?<!neither )(?<!\bnor )(?<!n't )(?<!\bnot option )(?<!\bnot choose )"
     r"(?<!hepatitis )(?<!vitamin )(?<!type )(?<!grade )(?<!class )(?<!stage )(?<!pugh )"
     r"(?<![A-Za-z0-9'])(?P<letter>[A-Z])(?![A-Za-z0-9']|-[a-z])" + NEGATED_AFTER
 )
