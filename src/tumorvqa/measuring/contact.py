@@ -125,6 +125,7 @@ def ring(indices: NDArray, pixel: float, axes: NDArray) -> NDArray[np.float64]:
     shape = ways @ np.diag(np.sqrt(sizes / np.sqrt(sizes.prod()))) @ ways.T
     return (plane @ (math.sqrt(area / np.pi) * shape @ circle)).T
 
+
 def sphere(points: NDArray[np.float64], inside: NDArray[np.float64]) -> Callable[[NDArray], NDArray]:
     """Depth below the sphere that fits points best (Taubin, IEEE PAMI 13:1115, 1991), which may as well be a plane, or
     hollow: f = a |x|^2 + b.x + c over the length of its gradient, with the sign that `inside` (n, 3) has on average.

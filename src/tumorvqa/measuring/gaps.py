@@ -27,7 +27,7 @@ def shell(mask: NDArray[np.bool_], box: Box, frame: Frame) -> Shell:
 
 
 def gap(lesion: Shell, tree: cKDTree, mask: NDArray[np.bool_], organ: Region, box: Box, frame: Frame) -> float | None:
-    """Millimetres between the surfaces of a lesion (`mask`, on the voxels of `box`; `tree` holds its shell) and an organ.
+    """Millimetres between a lesion (`mask`, on the voxels of `box`; `tree` holds its shell) and an organ.
 
     0 if voxels overlap or touch, if only at a corner. Else d (1 - 1 / 2m), with d the distance between the nearest voxel
     centres and m the steps between them along the axis of most steps: of smooth surfaces the nearest centres lie a
@@ -65,7 +65,8 @@ def places(region: Region, parts: dict[str, Region], frame: Frame) -> dict[str, 
     """Share of the lesion's voxels in each part, of those that lie in any; if none does, each voxel counts for the part
     nearest to it, within 20 mm.
     """
-    voxels = {name: int(np.count_nonzero(surface.within(part, region.box) & region.mask)) for name, part in parts.items()}
+    common = {name: surface.within(part, region.box) & region.mask for name, part in parts.items()}
+    voxels = {name: int(np.count_nonzero(mask)) for name, mask in common.items()}
     total = sum(voxels.values())
     if total:
         return {name: count / total for name, count in voxels.items() if count}

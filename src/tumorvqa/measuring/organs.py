@@ -37,9 +37,7 @@ def organ(scan: Scan, name: str, lesions: dict[str, list[Component]]) -> Organ:
     return Organ(name, volume, hu.mean, hu.sd, hu.median, faces, int(fragments), whole.box)
 
 
-def with_lesions(
-    region: Region, lesions: list[Region], frame: Frame, regions: dict[str, Region], name: str
-) -> Region:
+def with_lesions(region: Region, lesions: list[Region], frame: Frame, regions: dict[str, Region], name: str) -> Region:
     """The organ and the lesions that overlap or touch it (if two organs can have them, the one they mostly lie in)."""
     sides = next((sides for sides in HOSTS.values() if name in sides), (name,))
     pairs = {side: regions[side] for side in sides if regions.get(side, EMPTY).count}

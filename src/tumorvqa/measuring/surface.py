@@ -53,9 +53,7 @@ def around(box: Box, frame: Frame, mm: float) -> Box:
     """The box with a margin of at least `mm` on every side, within the scan; sheared frames need more voxels for it."""
     apart = 1 / np.linalg.norm(np.linalg.inv(frame.affine[:3, :3]), axis=1)  # between planes of voxels
     more = [math.ceil(mm / step) for step in apart]
-    x, y, z = (
-        (max(0, a - m), min(size, b + m)) for (a, b), m, size in zip(box, more, frame.shape, strict=True)
-    )
+    x, y, z = ((max(0, a - m), min(size, b + m)) for (a, b), m, size in zip(box, more, frame.shape, strict=True))
     return x, y, z
 
 
