@@ -198,7 +198,7 @@ def swapped(there: dict[str, Region]) -> list[Remark]:
     found = []
     for right, left in [*pairs, ("liver", "spleen")]:
         if right in there and left in there and middle(there[right]) < middle(there[left]):
-            text = f"{STRUCTURES[right].title} lies to the left of the {STRUCTURES[left].title}: mirrored, or names swapped?"
+            text = f"{STRUCTURES[right].title} lies to the left of the {STRUCTURES[left].title}: mirrored, or swapped?"
             found.append(Remark("warning", text))
     return found
 

@@ -29,9 +29,9 @@ def shell(mask: NDArray[np.bool_], box: Box, frame: Frame) -> Shell:
 def gap(lesion: Shell, tree: cKDTree, mask: NDArray[np.bool_], organ: Region, box: Box, frame: Frame) -> float | None:
     """Millimetres between a lesion (`mask`, on the voxels of `box`; `tree` holds its shell) and an organ.
 
-    0 if voxels overlap or touch, if only at a corner. Else d (1 - 1 / 2m), with d the distance between the nearest voxel
-    centres and m the steps between them along the axis of most steps: of smooth surfaces the nearest centres lie a
-    quarter of a voxel inside on average. None beyond `NEAR`.
+    0 if voxels overlap or touch, if only at a corner. Else d (1 - 1 / 2m), with d the distance between the nearest
+    voxel centres and m the steps between them along the axis of most steps: of smooth surfaces the nearest centres lie
+    a quarter of a voxel inside on average. None beyond `NEAR`.
     """
     there = surface.within(organ, box)
     if not there.any():

@@ -61,7 +61,7 @@ class CaseFiles:
 
 
 def find_cases(folder: Path | str) -> list[CaseFiles]:
-    """All cases in `folder`, in the order of their ids: its folders with a ct.nii.gz, or `folder` itself if it has one."""
+    """All cases in `folder`, in the order of their ids: its folders with a ct.nii.gz, or itself if it has one."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder.name!r} is not a folder; give the folder that holds the cases' folders.")
