@@ -5,6 +5,12 @@ from tumorvqa.question import Question, Value
 from tumorvqa.structures import STRUCTURES
 
 UNITS = {"cm^3": "cm³", "degrees": "°"}
+PROVENANCE = {
+    "human": "masks drawn by people",
+    "ai": "masks drawn by a model",
+    "phantom": "masks of a phantom",
+    "unknown": "masks of unknown origin",
+}
 STATUS = {
     "ok": "measured",
     "truncated": "cut off by the edge of the scan",
