@@ -58,6 +58,28 @@ def test_parts_do_not_import_each_other_or_what_stands_above(part):
             assert not any(name == bad or name.startswith(bad + ".") for bad in others | above), f"{path.name}: {name}"
 
 
+OPEN_TO_TUMORVQA = {"dnt", "dnt.files", "dnt.lookup"}
+
+
+def test_tumorvqa_needs_dnt_and_never_the_other_way_round():
+    for path in SOURCE.rglob("*.py"):
+        assert not any(name.split(".")[0] == "tumorvqa" for name in imported(path)), path.name
+    for path in (SOURCE.parent / "tumorvqa").rglob("*.py"):
+        of_dnt = {name for name in imported(path) if name.split(".")[0] == "dnt"}
+        assert of_dnt <= OPEN_TO_TUMORVQA, f"{path.name}: {of_dnt - OPEN_TO_TUMORVQA}"
+
+
+def test_tumorvqa_and_its_help_do_without_torch_and_heavy_packages():
+    heavy = "torch, nibabel, sklearn, skimage, pyarrow, scipy".replace(", ", "', '")
+    code = (
+        "import sys; from tumorvqa.cli import main\n"
+        "for arguments in (['--help'], ['demo', '--help'], ['rules']):\n"
+        "    try: main(arguments)\n    except SystemExit as stop: assert not stop.code\n"
+        f"assert not {{'{heavy}'}} & set(sys.modules), {{'{heavy}'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_only_train_knows_fabric():
     knowing = {p.name for p in SOURCE.rglob("*.py") if any(n.startswith("lightning") for n in imported(p))}
     assert knowing == {"train.py"}

@@ -6,6 +6,7 @@ from typing import Literal
 from tumorvqa.scans import Box
 
 GROUPS = ("Recognition", "Measurement", "Visual Reasoning", "Medical Reasoning")
+AnswerType = Literal["numeric", "binary", "categorical"]
 Value = float | str  # numbers; "yes" and "no"; the name of a class
 
 
@@ -54,7 +55,7 @@ class Question:
     patient: str
     subtype: str  # a key of subtypes.SUBTYPES
     group: str  # one of GROUPS
-    answer_type: Literal["numeric", "binary", "categorical"]
+    answer_type: AnswerType
     arguments: dict[str, str]
     text: str
     options: tuple[Option, ...]

@@ -6,6 +6,7 @@ sets (progress_of); it is 0 until then.
 """
 # N tokens of a batch, D width, M iterations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ class Divided(torch.autograd.Function):
         return (g_ND - c_D * z_ND) / psi_D, None, None
 
 
-class RunningSquare(Affine):
+class RunningSquare(Affine, ABC):
     """What PowerNorm and Unified Normalization share: a running mean square forward, a running mean nu backward."""
 
     running_square: Tensor
@@ -112,9 +113,9 @@ class RunningSquare(Affine):
         """What is divided."""
         return x
 
+    @abstractmethod
     def divided(self, x_ND: Tensor) -> Tensor:
         """By the square root of the mean square, in training; its statistics are kept."""
-        raise NotImplementedError
 
 
 class PowerNorm(RunningSquare):

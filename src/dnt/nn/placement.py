@@ -15,7 +15,6 @@ from dnt.nn.rates import RATES
 BY_DEPTH: dict[str, Callable[[int, int], float]] = {  # of block l = 1 ... L
     "l^(-1/2)": lambda block, L: block**-0.5,
     "1/L": lambda block, L: 1 / L,
-    "L^(-1/2)": lambda block, L: L**-0.5,
     "(2L)^(1/4)": lambda block, L: (2 * L) ** 0.25,
     "(8L)^(-1/4)": lambda block, L: (8 * L) ** -0.25,
     "sqrt(ln 2L)": lambda block, L: sqrt(log(2 * L)),

@@ -19,8 +19,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Judged:
-    """One question as one model answered it. `score` 0 to 1 is what averages are made of: right or wrong, in free form of
-    a number mra_linear. `parsed` None: no answer, or none that could be read; its score is 0.
+    """One question as one model answered it. `score` 0 to 1 is what averages are made of: right or wrong, or mra_linear
+    of a number in free form. `parsed` None: no answer, or none that could be read; its score is 0.
     """
 
     qid: str

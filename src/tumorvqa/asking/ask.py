@@ -1,0 +1,227 @@
+"""All questions of a set of cases: run the programs, keep what is certain, balance the answers, add options."""
+
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+
+from tumorvqa.asking import options
+from tumorvqa.asking.look import Class, Look, NotAsked, Number
+from tumorvqa.asking.subtypes import SUBTYPES, Arguments, Subtype
+from tumorvqa.measurements import Measurements
+from tumorvqa.question import Answer, AnswerType, Evidence, Question
+from tumorvqa.rules.packs import Pack
+
+CERTAIN = 2.0  # standard deviations between a class and the next one, at least
+Stratum = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A question without its words: an answer with what led to it."""
+
+    look: Look
+    row: Subtype
+    arguments: Arguments
+    answer: Number | Class
+
+    @property
+    def stratum(self) -> Stratum:
+        """What somebody who sees no image knows: subtype and arguments, but those that are alike."""
+        return (self.row.name, *(v for k, v in self.arguments.items() if k not in self.row.alike))
+
+    @property
+    def told(self) -> str:
+        """The answer as it is balanced: a class by its role, where arguments name it; a count; nothing of a size."""
+        if isinstance(self.answer, Class):
+            roles = {value: key for key, value in self.arguments.items() if key in self.row.alike}
+            return roles.get(self.answer.value, self.answer.value)
+        return str(int(self.answer.value)) if self.answer.unit == "lesions" else ""
+
+    @property
+    def qid(self) -> str:
+        parts = [self.look.at.case, self.row.name, *(f"{k}={v}" for k, v in sorted(self.arguments.items()))]
+        return sha256("\0".join([*parts, self.look.pack.name, self.look.pack.version]).encode()).hexdigest()[:16]
+
+
+def ask(
+    cases: Sequence[Measurements], pack: Pack, seed: int = 0, balanced: bool = True, subtypes: Sequence[str] = ()
+) -> list[Question]:
+    """Questions of all cases, in their order; the same for the same measurements, pack and seed.
+
+    `balanced`: as many of each answer in each stratum, else whoever knows the usual answer needs no image; a stratum
+    with one answer only is not asked. Without it all certain questions are asked.
+    """
+    found = [one for case in cases for one in candidates(case, pack, subtypes)]
+    strata: dict[Stratum, list[Candidate]] = defaultdict(list)
+    for one in found:
+        strata[one.stratum].append(one)
+    questions = []
+    for stratum, members in strata.items():
+        random = Random(f"{seed} {' '.join(stratum)}")
+        chosen = choose(members, random, balanced)
+        kept = sorted({one.told for one in chosen})
+        values = [one.answer.value for one in members if isinstance(one.answer, Number)]
+        if values and kept != [""]:  # counts: each once
+            values = sorted({*values})
+        for one in chosen:
+            question = worded(one, values, kept if balanced else None, seed)
+            if question is not None:
+                questions.append(question)
+    place = {case.case: i for i, case in enumerate(cases)}
+    rank = {name: i for i, name in enumerate(SUBTYPES)}
+    return sorted(questions, key=lambda q: (place[q.case], rank[q.subtype], sorted(q.arguments.items())))
+
+
+def candidates(case: Measurements, pack: Pack, subtypes: Sequence[str] = ()) -> list[Candidate]:
+    """Every question that a case can answer with certainty."""
+    found = []
+    for row in SUBTYPES.values():
+        if subtypes and row.name not in subtypes:
+            continue
+        for arguments in row.about:
+            look = Look(case, pack)
+            try:
+                answer = row.program(look, **arguments)
+            except NotAsked:
+                continue
+            if isinstance(answer, Number) or answer.margin is None or answer.margin >= CERTAIN:
+                found.append(Candidate(look, row, arguments, answer))
+    return found
+
+
+def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list[Candidate]:
+    """As many of each answer, of those answers that give the most questions; at most `most` of a case."""
+    waiting: dict[str, list[Candidate]] = defaultdict(list)
+    for one in random.sample(list(members), len(members)):
+        waiting[one.told].append(one)
+    by_answer: dict[str, list[Candidate]] = defaultdict(list)
+    taken: Counter[str] = Counter()
+    while any(waiting.values()):  # one of each answer in turn, so that none takes all that a case may be asked
+        for told in sorted(waiting, key=lambda told: (len(waiting[told]), told)):
+            while waiting[told]:
+                one = waiting[told].pop()
+                if taken[one.look.at.case] < one.row.most:
+                    taken[one.look.at.case] += 1
+                    by_answer[told].append(one)
+                    break
+    if not balanced or set(by_answer) == {""}:
+        return [one for group in by_answer.values() for one in group]
+    counts = sorted(map(len, by_answer.values()), reverse=True)
+    enough = [(count * (i + 1), count) for i, count in enumerate(counts) if i + 1 >= min(len(counts), options.COUNT)]
+    if len(counts) < 2 or not enough:
+        return []
+    each = max(enough)[1]
+    return [one for group in by_answer.values() if len(group) >= each for one in group[:each]]
+
+
+def worded(one: Candidate, others: Sequence[float], kept: Sequence[str] | None, seed: int) -> Question | None:
+    """The question in words with its options; None if there is no room for wrong ones."""
+    look, answer, qid = one.look, one.answer, one.qid
+    random = Random(f"{seed} {qid}")
+    unit = answer.unit if isinstance(answer, Number) else ""
+    values: Sequence[float] | Sequence[str] | None
+    if isinstance(answer, Number):
+        values = options.numbers(answer, others, random)
+        value: float | str = options.rounded(answer.value, unit)
+    else:
+        roles = {key: v for key, v in one.arguments.items() if key in one.row.alike}
+        domain = answer.domain if kept is None else [roles.get(name, name) for name in kept]
+        values, value = options.classes(answer, domain, random), answer.value
+    if values is None:
+        return None
+    shown = tuple(options.option(v, unit) for v in values)
+    index = list(values).index(value)
+    return Question(
+        qid=qid,
+        case=look.at.case,
+        patient=look.at.patient,
+        subtype=one.row.name,
+        group=one.row.group,
+        answer_type=answer_type(answer),
+        arguments=one.arguments,
+        text=phrased(one.row.name, one.arguments, Random(f"{qid} words")),
+        options=shown,
+        answer=Answer(value, free_text(value, unit), index),
+        unit=unit,
+        trace=tuple(look.steps),
+        evidence=evidence(look),
+        margin=margin(answer, values),
+        lesion_mm=look.lesion.long_axis.value if look.lesion else None,
+        rules=f"{look.pack.name} {look.pack.version}",
+    )
+
+
+def answer_type(answer: Number | Class) -> AnswerType:
+    if isinstance(answer, Number):
+        return "numeric"
+    return "binary" if set(answer.domain) == {"yes", "no"} else "categorical"
+
+
+def margin(answer: Number | Class, values: Sequence[float] | Sequence[str]) -> float | None:
+    """Of a size, half the way to the nearest wrong option, in uncertainties; none of a count."""
+    if isinstance(answer, Class):
+        return None if answer.margin is None else round(answer.margin, 2)
+    if answer.unit == "lesions" or not answer.uncertainty:
+        return None
+    gaps = sorted(abs(v - answer.value) for v in values if not isinstance(v, str))
+    return round(gaps[1] / 2 / answer.uncertainty, 2)
+
+
+def evidence(look: Look) -> Evidence:
+    """The slice and box of the lesion in question, else those of the first organ that was looked at."""
+    masks = tuple(dict.fromkeys(look.shown))
+    if look.lesion is not None:
+        at = look.lesion.slice.value
+        return Evidence(None if at is None else round(at), look.lesion.box, masks)
+    boxes = [look.at.organs[name].box for name in masks if name in look.at.organs]
+    boxes += [lesion.box for lesion in look.at.lesions if f"{lesion.organ}_{lesion.kind}" in masks]
+    for box in boxes:
+        if box is not None:
+            return Evidence((box[2][0] + box[2][1]) // 2, box, masks)
+    return Evidence(None, None, masks)
+
+
+def free_text(value: float | str, unit: str) -> str:
+    return f"{options.said(value, unit)} {options.UNITS[unit].said if unit else ''}".strip()
+
+
+NOUNS = {"kidney": "kidneys"}
+ADJECTIVES = {"pancreas": "pancreatic"}
+
+
+def listed(words: Sequence[str]) -> str:
+    """The a, the b and the c, without the first article."""
+    return " and the ".join([", the ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+@cache
+def templates() -> Mapping[str, list[str]]:
+    return tomllib.loads((Path(__file__).parent / "templates.toml").read_text())
+
+
+def phrased(subtype: str, arguments: Arguments, random: Random) -> str:
+    """One of the paraphrases; which one does not depend on the answer."""
+    words = {key: listed([NOUNS.get(part, options.said(part)) for part in value.split("+")])
+             for key, value in arguments.items()}  # fmt: skip
+    words["adjective"] = ADJECTIVES.get(arguments.get("organ", ""), arguments.get("organ", ""))
+    found = templates()[f"{subtype} of {arguments['what']}" if "what" in arguments else subtype]
+    return random.choice(found).format(**words)
+
+
+def answered(question: Question, measurements: Measurements, pack: Pack) -> Answer:
+    """The answer that other measurements of the same case give to a question; NotAsked if they have none.
+
+    Of a number, the option that is nearest; of a class, the one that names it (-1 if none does).
+    """
+    found = SUBTYPES[question.subtype].program(Look(measurements, pack), **question.arguments)
+    if isinstance(found, Number):
+        value = options.rounded(found.value, found.unit)
+        index = options.nearest(found.value, question.options, found.unit)
+        return Answer(value, free_text(value, found.unit), index)
+    names = [option.value for option in question.options]
+    return Answer(found.value, options.said(found.value), names.index(found.value) if found.value in names else -1)

@@ -1,0 +1,121 @@
+"""Lesions: connected components of lesion masks, each measured."""
+
+import itertools
+from typing import NamedTuple
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tumorvqa.measurements import Lesion, Measurement
+from tumorvqa.measuring import contact, diameter, gaps, surface, values
+from tumorvqa.scans import EMPTY, Frame, Region, Scan
+from tumorvqa.structures import HOSTS, KINDS, PLACES, STRUCTURES
+
+SMALLEST = 10.0  # mm^3
+THINNEST = 3.0  # mm; what an opening with a ball of this diameter erases is not kept
+GENERIC = "lesion"
+
+
+class Component(NamedTuple):
+    kind: str
+    region: Region
+
+
+def components(scan: Scan, host: str) -> list[Component]:
+    """26-connected components of every lesion mask of an organ; two lesions that touch are one.
+
+    Of overlapping classes the typed one counts: a component of the generic mask of which typed masks cover more than
+    half is the same lesion and is left out; of others the typed voxels are taken away.
+    """
+    masks = {kind: scan.regions.get(f"{host}_{kind}", EMPTY) for kind in KINDS[host]}
+    masks = {kind: region for kind, region in masks.items() if region.count}
+    found = [Component(kind, part) for kind, region in masks.items() if kind != GENERIC for part in pieces(region)]
+    for part in pieces(masks.get(GENERIC, EMPTY)):
+        typed = np.zeros_like(part.mask)
+        for kind, region in masks.items():
+            if kind != GENERIC:
+                typed |= surface.within(region, part.box)
+        typed &= part.mask
+        if 2 * np.count_nonzero(typed) <= part.count:
+            left = Region.of(part.mask & ~typed, tuple(start for start, _ in part.box))  # type: ignore[arg-type]
+            found.append(Component(GENERIC, left))
+    return found
+
+
+def pieces(region: Region) -> list[Region]:
+    """26-connected components."""
+    if not region.count:
+        return []
+    labels = cc3d.connected_components(np.asfortranarray(region.mask), connectivity=26)
+    found = []
+    for k, box in enumerate(ndimage.find_objects(labels), start=1):
+        x, y, z = ((part.start + start, part.stop + start) for part, (start, _) in zip(box, region.box, strict=True))
+        found.append(Region((x, y, z), labels[box] == k))
+    return found
+
+
+def kept(region: Region, frame: Frame) -> bool:
+    """At least 10 mm^3, and not erased by an opening with a ball of 3 mm (nothing is, where voxels are larger)."""
+    if region.count * frame.voxel_mm3 < SMALLEST:
+        return False
+    return bool(ndimage.binary_erosion(np.pad(region.mask, 1), ball(frame)).any())
+
+
+def ball(frame: Frame) -> NDArray[np.bool_]:
+    """Voxels whose centre lies within 1.5 mm of that of the middle one."""
+    reach = [(b - a) // 2 for a, b in surface.around(((0, 1),) * 3, Frame(frame.affine, (1, 1, 1)), 0)]
+    apart = 1 / np.linalg.norm(np.linalg.inv(frame.affine[:3, :3]), axis=1)
+    reach = [int(THINNEST / 2 / step) for step in apart]
+    steps = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1)
+    return np.linalg.norm(steps @ frame.affine[:3, :3].T, axis=-1) <= THINNEST / 2 + 1e-6
+
+
+def measured(scan: Scan, host: str, found: list[Component]) -> list[Lesion]:
+    """The lesions of an organ that are kept, largest first."""
+    there = [component for component in found if kept(component.region, scan.frame)]
+    there.sort(key=lambda component: (-component.region.count, component.kind, component.region.box[::-1]))
+    organs = {
+        name: region
+        for name, region in scan.regions.items()
+        if STRUCTURES[name].kind == "organ" and name not in HOSTS[host] and region.count
+    }
+    parts = {name: scan.regions[name] for name in PLACES.get(host, ()) if name in scan.regions}
+    vessels = {
+        name: scan.regions[name] for name in contact.VESSELS if name in scan.regions and scan.regions[name].count
+    }
+    rank = itertools.count(1)
+    return [lesion(scan, host, component, next(rank), organs, parts, vessels) for component in there]
+
+
+def lesion(
+    scan: Scan,
+    host: str,
+    component: Component,
+    rank: int,
+    organs: dict[str, Region],
+    parts: dict[str, Region],
+    vessels: dict[str, Region],
+) -> Lesion:
+    region, frame = component.region, scan.frame
+    status = "truncated" if surface.sides(region.box, frame.shape) else "ok"
+    axes = diameter.axes(region, frame)
+    window = surface.around(region.box, frame, max(frame.spacing))
+    centre = np.argwhere(region.mask).mean(axis=0) + [start for start, _ in region.box]
+    x, y, z = (frame.affine[:3, :3] @ centre + frame.affine[:3, 3]).tolist()
+    return Lesion(
+        organ=host,
+        kind=component.kind,
+        rank=rank,
+        volume=values.volume(region.mask, frame.voxel_mm3, status),
+        long_axis=Measurement(axes.long, "mm", axes.long_error, status, "RECIST"),
+        short_axis=Measurement(axes.short, "mm", axes.short_error, status, "RECIST"),
+        slice=Measurement(axes.slice, "slice", axes.slice_error, "ok", "of the long axis"),
+        hu=values.hounsfield(scan.hu[surface.slices(window)], surface.within(region, window)).mean,
+        centroid=(x, y, z),
+        places=gaps.places(region, parts, frame),
+        gaps=gaps.gaps(region, organs, frame),
+        contacts={name: contact.contact(region, vessel, frame) for name, vessel in vessels.items()},
+        box=region.box,
+    )

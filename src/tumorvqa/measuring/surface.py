@@ -1,0 +1,74 @@
+"""Voxels and faces at the surface of a mask, and windows of a scan around a box."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tumorvqa.scans import Box, Frame, Region
+
+SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+
+
+def core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels whose six neighbours are inside too; what lies beyond the array is outside."""
+    inner = mask.copy()
+    for axis in range(3):
+        front, back = ([slice(None)] * 3 for _ in range(2))
+        front[axis], back[axis] = slice(1, None), slice(None, -1)
+        inner[tuple(front)] &= mask[tuple(back)]
+        inner[tuple(back)] &= mask[tuple(front)]
+        front[axis], back[axis] = slice(0, 1), slice(-1, None)
+        inner[tuple(front)] = inner[tuple(back)] = False
+    return inner
+
+
+def faces(mask: NDArray[np.bool_]) -> int:
+    """Voxel faces with the mask on one side only."""
+    steps = [np.count_nonzero(np.take(mask, end, axis)) for axis in range(3) for end in (0, -1)]
+    for axis in range(3):
+        front, back = ([slice(None)] * 3 for _ in range(2))
+        front[axis], back[axis] = slice(1, None), slice(None, -1)
+        steps.append(np.count_nonzero(mask[tuple(front)] != mask[tuple(back)]))
+    return int(sum(steps))
+
+
+def sides(box: Box, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """The sides of the scan that a box touches, where the structure may go on unseen."""
+    touched = (
+        (axis, end)
+        for axis, (first, last) in enumerate(box)
+        for end, there in enumerate((first == 0, last == shape[axis]))
+        if there
+    )
+    return tuple(SIDES[axis][end] for axis, end in touched)
+
+
+def slices(box: Box) -> tuple[slice, slice, slice]:
+    x, y, z = (slice(*ends) for ends in box)
+    return x, y, z
+
+
+def around(box: Box, frame: Frame, mm: float) -> Box:
+    """The box with a margin of at least `mm` on every side, within the scan; sheared frames need more voxels for it."""
+    apart = 1 / np.linalg.norm(np.linalg.inv(frame.affine[:3, :3]), axis=1)  # between planes of voxels
+    more = [math.ceil(mm / step) for step in apart]
+    x, y, z = ((max(0, a - m), min(size, b + m)) for (a, b), m, size in zip(box, more, frame.shape, strict=True))
+    return x, y, z
+
+
+def within(region: Region, box: Box) -> NDArray[np.bool_]:
+    """The region's mask on the voxels of `box`."""
+    mask = np.zeros([b - a for a, b in box], bool)
+    overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(region.box, box, strict=True)]
+    if region.count and all(a < b for a, b in overlap):
+        to = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(overlap, box, strict=True))
+        of = tuple(slice(a - o, b - o) for (a, b), (o, _) in zip(overlap, region.box, strict=True))
+        mask[to] = region.mask[of]
+    return mask
+
+
+def hull(*boxes: Box) -> Box:
+    """The smallest box around all."""
+    x, y, z = ((min(a for a, _ in ends), max(b for _, b in ends)) for ends in zip(*boxes, strict=True))
+    return x, y, z

@@ -1,0 +1,148 @@
+"""A case's files become a `Scan` in RAS order."""
+
+import json
+from collections.abc import Iterator
+from typing import Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from tumorvqa.readers import frames, nifti, patients, totalsegmentator
+from tumorvqa.readers.folders import CaseFiles, ours
+from tumorvqa.scans import EMPTY, Box, CaseFault, Region, Scan
+from tumorvqa.structures import MEASURED
+
+Provenance = Literal["human", "ai", "phantom", "unknown"]
+SOURCES = {"abdomenatlas": "AbdomenAtlas", "totalsegmentator": "TotalSegmentator"}
+
+
+def read_case(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> Scan:
+    """The case in memory; CaseFault, one line, if it cannot be measured. `salt` keeps the patient's hash from being
+    guessed; `memory_gb` is refused by what the headers say, before any voxel is read.
+    """
+    return read_noting(files, salt, memory_gb)[0]
+
+
+def read_noting(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> tuple[Scan, list[str]]:
+    """`read_case`, and what was odd but could be read."""
+    row = files.row | meta_row(files)
+    headers = {path: nifti.read_header(path, files.name(path)) for path in image_paths(files)}
+    fits(list(headers.values()), memory_gb)
+    ct = headers[files.ct]
+    hu, frame = frames.to_ras(nifti.read_hu(ct), ct.affine)
+    notes: list[str] = []
+    faults: dict[str, str] = {}
+    found: dict[str, list[Region]] = {}
+    for path, names in files.maps:
+        labels, how = frames.onto(nifti.read_labels(headers[path]), headers[path].affine, frame)
+        if labels is None:
+            raise CaseFault(f"{files.name(path)} is in another frame than the CT: {how}.")
+        notes += [f"{files.name(path)} was resampled onto the CT's voxels."] * (how == "resampled")
+        for name, region in labelled(labels, names, files.name(path)):
+            found.setdefault(name, []).append(region)
+        del labels
+    for name, paths in files.masks.items():
+        found[name] = []  # a file of its own says more than a map, where the last label wins
+        for path in paths:
+            mask, binary = nifti.read_mask(headers[path])
+            notes += [f"{files.name(path)} is not binary; what exceeds 0.5 is inside."] * (not binary)
+            placed, how = frames.onto(mask.view(np.uint8), headers[path].affine, frame)
+            if placed is None:
+                faults[name] = "frame_mismatch"
+                notes.append(f"{files.name(path)} is in another frame than the CT: {how}.")
+                break
+            notes += [f"{files.name(path)} was resampled onto the CT's voxels."] * (how == "resampled")
+            box = ndimage.find_objects(placed, 1)[0]
+            if box is None and name in MEASURED and files.layout == "abdomenatlas":
+                raise CaseFault(
+                    f"{files.name(path)} has no voxel: delete the file if the {name.replace('_', ' ')} was not annotated."
+                )
+            found[name].append(cut(placed.view(bool), box))
+    regions = {name: union(parts) for name, parts in found.items() if name not in faults}
+    identity = row.get("patient") or files.id
+    scan = Scan(
+        case=files.id,
+        patient=patients.patient_group(identity, salt),
+        source=row.get("source", SOURCES[files.layout]),
+        frame=frame,
+        hu=hu,
+        regions=regions,
+        meta=patients.meta(row),
+        faults=faults,
+        provenance=provenance(files, row),
+    )
+    return scan, notes
+
+
+def provenance(files: CaseFiles, row: dict[str, str]) -> Provenance:
+    """What the table says; else AI if TotalSegmentator or a `_` made any mask, human if none of an AbdomenAtlas folder's
+    is marked so.
+    """
+    if row.get("provenance") in ("human", "ai", "phantom"):
+        return cast(Provenance, row["provenance"])
+    if files.layout == "totalsegmentator" or files.by_ai:
+        return "ai"
+    return "human" if files.masks else "unknown"
+
+
+def image_paths(files: CaseFiles) -> list:
+    return [path for path in files.paths if path != files.meta and path not in files.names]
+
+
+def meta_row(files: CaseFiles) -> dict[str, str]:
+    if files.meta is None:
+        return {}
+    try:
+        return ours(json.loads(files.meta.read_text("utf-8")))
+    except (ValueError, AttributeError, OSError):
+        raise CaseFault(f"{files.name(files.meta)} is damaged; a JSON object is expected.") from None
+
+
+def fits(headers: list[nifti.Header], memory_gb: float) -> None:
+    """Refuses what the headers claim beyond the cap: the CT in int16, and the largest file as it is stored and cut."""
+    for header in headers:
+        needed = 2 * headers[0].voxels + header.raw_bytes + 2 * header.voxels
+        if needed > memory_gb * 1e9:
+            size = " x ".join(map(str, header.shape))
+            raise CaseFault(
+                f"{header.name} says it has {size} voxels, which need {needed / 1e9:.3g} GB; the cap is {memory_gb:g} GB."
+            )
+
+
+def labelled(labels: NDArray, names: dict[int, str], file: str) -> Iterator[tuple[str, Region]]:
+    """Structure and region of each label that we measure; CaseFault if a label has no name."""
+    boxes = ndimage.find_objects(labels, max(int(labels.max()), *names, 1))
+    nameless = [k for k, box in enumerate(boxes, start=1) if box is not None and k not in names]
+    if nameless:
+        more = f" and {len(nameless) - 10} more" if len(nameless) > 10 else ""
+        raise CaseFault(
+            f"{file} has labels without a name: {', '.join(map(str, nameless[:10]))}{more}. Name them in labels.json."
+        )
+    for label, spelled in names.items():
+        if name := totalsegmentator.structure(spelled.removeprefix("_")):
+            box = boxes[label - 1]
+            yield name, EMPTY if box is None else Region(bounds(box), labels[box] == label)
+
+
+def cut(mask: NDArray[np.bool_], box: tuple[slice, ...] | None) -> Region:
+    return EMPTY if box is None else Region(bounds(box), mask[box].copy())
+
+
+def bounds(box: tuple[slice, ...]) -> Box:
+    x, y, z = ((int(part.start), int(part.stop)) for part in box)
+    return x, y, z
+
+
+def union(regions: list[Region]) -> Region:
+    """All voxels of any; the same region where it is alone."""
+    there = [region for region in regions if region.count]
+    if len(there) < 2:
+        return there[0] if there else EMPTY
+    low = np.min([np.array(region.box)[:, 0] for region in there], axis=0)
+    high = np.max([np.array(region.box)[:, 1] for region in there], axis=0)
+    mask = np.zeros(high - low, bool)
+    for region in there:
+        mask[tuple(slice(a - o, b - o) for (a, b), o in zip(region.box, low, strict=True))] |= region.mask
+    x, y, z = zip(low.tolist(), high.tolist(), strict=True)
+    return Region((x, y, z), mask)

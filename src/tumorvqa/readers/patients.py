@@ -1,0 +1,40 @@
+"""What a table tells about a case without telling who it is."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+
+from tumorvqa.scans import Contrast, Meta
+
+SEXES: dict[str, str] = {"f": "female", "female": "female", "w": "female", "m": "male", "male": "male"}
+CONTRASTS: dict[str, Contrast] = {
+    "plain": "plain",
+    "native": "plain",
+    "non-contrast": "plain",
+    "arterial": "arterial",
+    "venous": "venous",
+    "portal": "venous",
+    "portal venous": "venous",
+    "delay": "delayed",
+    "delayed": "delayed",
+}
+AGES = range(0, 121)
+
+
+def patient_group(identity: str, salt: str = "") -> str:
+    """12 hex digits of HMAC-SHA256(salt, identity): groups the cases of one person, and without the salt is not undone
+    by trying all identities.
+    """
+    return hmac.new(salt.encode(), identity.encode(), hashlib.sha256).hexdigest()[:12]
+
+
+def meta(row: Mapping[str, str]) -> Meta:
+    """Sex, age, contrast and scanner of a table's row; what is not understood is None."""
+    age = re.match(r"\s*0*(\d+)", row.get("age", ""))
+    return Meta(
+        sex=SEXES.get(row.get("sex", "").strip().lower()),  # type: ignore[arg-type]
+        age=int(age[1]) if age and int(age[1]) in AGES else None,
+        contrast=CONTRASTS.get(row.get("contrast", "").strip().lower()),
+        scanner=row.get("scanner", "").strip()[:64] or None,
+    )

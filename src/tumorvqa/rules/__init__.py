@@ -1,0 +1,1 @@
+"""Thresholds with their sources: one TOML file is one rule pack."""

@@ -1,0 +1,192 @@
+"""A set of questions in a folder: what `measure` wrote, questions, split, predictions, scores and the page.
+
+cases/ID.json  quarantine.jsonl  questions.jsonl  questions.parquet  leaks.json
+predictions/MODEL.FORMAT.jsonl   scores/MODEL.FORMAT.KEY.json        report.html
+"""
+
+import os
+import secrets
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+
+from dnt.files import atomic_write
+from tumorvqa.asking.ask import ask
+from tumorvqa.asking.subtypes import SUBTYPES
+from tumorvqa.baselines.blind import BLIND
+from tumorvqa.formats import read_questions, write_questions
+from tumorvqa.measurements import Measurements
+from tumorvqa.pages.report import write_report
+from tumorvqa.question import GROUPS, Prediction, Question
+from tumorvqa.rules.packs import load_pack
+from tumorvqa.scoring import leaderboard
+from tumorvqa.scoring.compare import Comparison, compare
+from tumorvqa.scoring.predictions import read_predictions
+from tumorvqa.scoring.score import score
+from tumorvqa.scoring.scores import Format, Interval, Scores
+from tumorvqa.splits import LeakReport, leak_report, split, with_split
+from tumorvqa.work import CaseResult
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What asking gave: the questions, each with its split, and who sits on both sides of it."""
+
+    questions: list[Question]
+    leaks: LeakReport
+
+    def table(self) -> Table:
+        splits = sorted({q.split or "" for q in self.questions})
+        table = Table("group", "subtypes", "questions", *splits, title="questions")
+        for group in GROUPS:
+            those = [q for q in self.questions if q.group == group]
+            of = [sum(q.split == name for q in those) for name in splits]
+            table.add_row(group, str(len({q.subtype for q in those})), str(len(those)), *map(str, of))
+        return table
+
+
+def salt_of(out: Path) -> str:
+    """The set's own salt of patients' hashes: made once, readable by its owner only, in no output."""
+    path = out / "salt"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(16))
+    return path.read_text()
+
+
+def measured_in(out: Path) -> list[Measurements]:
+    """The measurements of a set, by case; ValueError if there are none."""
+    results = [
+        msgspec.json.decode(path.read_bytes(), type=CaseResult) for path in sorted((out / "cases").glob("*.json"))
+    ]
+    measurements = [result.measurements for result in results if result.measurements is not None]
+    if not measurements:
+        raise ValueError(f"{out} has no measured cases; `tumorvqa measure CASES {out}` makes them.")
+    return measurements
+
+
+def ask_into(
+    out: Path, rules: str = "kb-v2", seed: int = 0, balanced: bool = True, train: float = 0.8, test: float = 0.1
+) -> Asked:
+    """Ask the cases of a set, and split them by patient; nothing there is changed until all is written."""
+    if not (train >= 0 and test >= 0 and train + test <= 1):
+        raise ValueError(f"--train {train} and --test {test} must be shares that add up to at most 1.")
+    questions = ask(measured_in(out), load_pack(rules), seed, balanced)
+    if not questions:
+        raise ValueError(
+            f"no question can be asked of {out}: with few cases no answer has another to balance it (--no-balanced)."
+        )
+    shares = {"train": train, "val": round(1 - train - test, 9), "test": test}
+    questions = with_split(questions, split(questions, {k: share for k, share in shares.items() if share > 0}, seed))
+    leaks = leak_report(questions, seed=seed)
+    write_questions(out / "questions.jsonl", questions)
+    write_questions(out / "questions.parquet", questions)
+    with atomic_write(out / "leaks.json") as file:
+        file.write(leaks.json().encode())
+    return Asked(questions, leaks)
+
+
+def score_files(
+    questions: Path,
+    predictions: Path,
+    format: Format = "mc",
+    model: str = "",
+    split: str = "",
+    strict_authors: bool = False,
+    resamples: int = 2000,
+) -> Scores:
+    """The scores of a file of answers; with `split` on its questions alone."""
+    asked, said = in_split(read_questions(questions), read_predictions(predictions), split)
+    name = model or predictions.name.removesuffix(".jsonl").removesuffix(f".{format}")
+    return score(asked, said, format, name, strict_authors=strict_authors, resamples=resamples)
+
+
+def in_split(
+    questions: Sequence[Question], predictions: Sequence[Prediction], split: str
+) -> tuple[list[Question], list[Prediction]]:
+    """Questions of a split with their answers; all of them if it is ""."""
+    if not split:
+        return list(questions), list(predictions)
+    kept = [question for question in questions if question.split == split]
+    if not kept:
+        there = ", ".join(sorted({question.split or "none" for question in questions}))
+        raise ValueError(f"no question is in the split {split!r}; there are: {there}.")
+    left_out = {question.qid for question in questions} - {question.qid for question in kept}
+    return kept, [prediction for prediction in predictions if prediction.qid not in left_out]
+
+
+def compare_files(questions: Path, a: Path, b: Path, format: Format = "mc", split: str = "") -> Comparison:
+    one, other = (score_files(questions, path, format, split=split, resamples=0) for path in (a, b))
+    asked, _ = in_split(read_questions(questions), [], split)
+    return compare(one, other, asked)
+
+
+def report_of(out: Path, notes: Sequence[str] = (), title: str = "Questions about tumors in CT") -> Path:
+    """The page of a set: what is asked, what needs no image, how models do, where they fail."""
+    questions = read_questions(out / "questions.jsonl")
+    scores = [read_scores(path) for path in sorted((out / "scores").glob("*.json"))]
+    reference = [asdict(row) | {"format": format} for format in ("mc", "free") for row in leaderboard.reference(format)]
+    return write_report(
+        questions,
+        scores,
+        out / "report.html",
+        measurements=measured_in(out),
+        leaks=leaks_in_words(leak_report(questions)) if any(q.split == "train" for q in questions) else None,
+        shortcuts=[one for one in scores if one.model in BLIND and one.format == "mc"],
+        reference=reference,
+        case_pages={page.stem: page.relative_to(out).as_posix() for page in sorted((out / "pages").glob("*.html"))},
+        notes=notes,
+        title=title,
+    )
+
+
+def leaks_in_words(report: LeakReport) -> dict[str, object]:
+    """What was looked for, and what was found."""
+    found: dict[str, object] = {"patients": report.patients, "cases": report.cases}
+    for how, leaks in (("", report.found), (" if it were drawn by case", report.random)):
+        for name, leak in leaks.items():
+            rows = f"{leak.rows_beside_train} of {leak.rows} ({leak.share:.1%})"
+            found[f"{name}: questions beside a training question of the same patient{how}"] = rows
+    return found
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    with atomic_write(path) as file:
+        file.write(msgspec.json.encode(scores))
+
+
+def read_scores(path: Path) -> Scores:
+    """ValueError naming the file if it is not what `tumorvqa score --to` writes."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Scores)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ValueError(f"{path} is not a file of scores (`tumorvqa score --to`): {error}") from None
+
+
+def scores_table(scores: Scores) -> Table:
+    """Groups and all, with counts and intervals."""
+    of = f"{scores.model}, {scores.format}{', as the authors score' if scores.strict_authors else ''}"
+    table = Table("group", "questions", "answered", "read", "score %", "above chance", title=of)
+    for name, part in {**scores.groups, "all (micro)": scores.overall}.items():
+        counts = map(str, (part.questions, part.answered, part.parsed))
+        table.add_row(name, *counts, percent(part.accuracy), percent(part.above_chance))
+    table.add_row("all (macro over subtypes)", "", "", "", percent(scores.macro_subtype), "")
+    table.add_row("all (macro over groups)", "", "", "", percent(scores.macro_group), "")
+    return table
+
+
+def percent(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{100 * interval.value:.1f}"
+    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def subtype_counts(questions: Sequence[Question]) -> dict[str, int]:
+    """Of every subtype, also of those with none."""
+    counts = Counter(question.subtype for question in questions)
+    return {name: counts[name] for name in SUBTYPES}
