@@ -195,7 +195,7 @@ def _card(scan: Scan, question: Question, answers: Mapping[str, Mapping[str, str
         "unit": words.unit(question.unit),
         "answer": question.answer.text,
         "options": [(chr(ord("A") + i), option.text) for i, option in enumerate(question.options)],
-        "given": [(model, said, words.right(question, said)) for model, said in given],
+        "given": [(model, said, *words.mark(question, said)) for model, said in given],
         "trace": [(step.tool, step.what, words.said(step.result), words.unit(step.unit)) for step in question.trace],
         "jump": _jump(scan, evidence.slice, evidence.box, evidence.masks),
         "shown": [words.title(name) for name in evidence.masks],
