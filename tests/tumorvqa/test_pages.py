@@ -18,7 +18,7 @@ from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.pages import pixels
 from tumorvqa.pages.case import show_case
 from tumorvqa.pages.report import verdict, write_report
-from tumorvqa.pages.words import right
+from tumorvqa.pages.words import mark
 from tumorvqa.question import GROUPS, Answer, Evidence, Option, Question, Step, Value
 from tumorvqa.scans import EMPTY, Frame, Meta, Region, Scan
 from tumorvqa.scoring.scores import Interval, Judged, Part, Scores
@@ -264,10 +264,14 @@ def test_none_found_is_told_from_nobody_looked(tmp_path):
     assert "Stomach (its mask belongs to another frame)" in page
 
 
-def test_answers_are_marked_by_letter_or_text_and_left_alone_otherwise():
-    asked = next(question for question in questions(scan()) if question.text == "Does either kidney have a cyst?")
-    said = {"B": True, " yes. ": True, "a": False, "No": False, "perhaps": None}
-    assert {words: right(asked, words) for words in said} == said
+def test_answers_are_marked_as_the_option_they_choose_and_numbers_by_how_far_they_are_off():
+    by_text = {question.text: question for question in questions(scan())}
+    cyst, liver = by_text["Does either kidney have a cyst?"], by_text["What is the volume of the liver?"]
+    said = {"B": (True, "right"), " yes. ": (True, "right"), "The answer is A.": (False, "wrong")}
+    said |= {"No": (False, "wrong"), "perhaps": (None, "cannot be read")}
+    assert {words: mark(cyst, words) for words in said} == said
+    said = {"1306.9 cm^3": (True, "right"), "C": (False, "wrong"), "1437.59 ml": (None, "10.0% off")}
+    assert {words: mark(liver, words) for words in said} == said
 
 
 # The report

@@ -40,7 +40,10 @@ def show_case(
 ) -> Path:
     """Write the page to `path`; `answers` maps a model's name to what it said by question id. The path."""
     factor, volume = pixels.packed_volume(scan.hu)
-    there = {name: region for name, region in scan.regions.items() if region.count}
+    known = sorted(
+        scan.regions, key=lambda name: list(STRUCTURES).index(name) if name in STRUCTURES else len(STRUCTURES)
+    )
+    there = {name: scan.regions[name] for name in known if scan.regions[name].count}
     boxes, bits = pixels.packed_masks(there, scan.frame.shape, factor)
     structures = list(_structures(there, boxes))
     of_questions = [question for question in questions if question.case == scan.case]
@@ -84,14 +87,19 @@ def _facts(scan: Scan) -> list[str]:
     spacing = " × ".join(f"{mm:.3g}" for mm in scan.frame.spacing)
     who = [meta.sex, f"{meta.age} years" if meta.age is not None else None]
     phase = [f"{meta.contrast} phase" if meta.contrast else "phase unknown"]
-    return [*filter(None, who), *phase, f"{size} voxels of {spacing} mm", f"masks: {scan.provenance}", scan.source]
+    return [
+        *filter(None, who),
+        *phase,
+        f"{size} voxels of {spacing} mm",
+        words.PROVENANCE[scan.provenance],
+        f"source: {scan.source}",
+    ]
 
 
 def _structures(regions: Mapping[str, Any], boxes: Sequence[Box]) -> Iterator[dict[str, Any]]:
     """Of each mask: its box in the display grid, the byte where its bits begin, its color."""
     offset = 0
     of_kind = dict.fromkeys(KINDS, 0)
-    measured = {organ for host in HOSTS.values() for organ in host} | set(MEASURED)
     for name, box in zip(regions, boxes, strict=True):
         kind = STRUCTURES[name].kind if name in STRUCTURES else "organ"
         colors = COLORS[kind]
@@ -102,7 +110,7 @@ def _structures(regions: Mapping[str, Any], boxes: Sequence[Box]) -> Iterator[di
             "color": colors[of_kind[kind] % len(colors)],
             "box": box,
             "offset": offset,
-            "shown": kind == "lesion" or name in measured,
+            "shown": kind == "lesion" or name in MEASURED,
         }
         of_kind[kind] += 1
         slices, rows, columns = (end - start for start, end in box)
@@ -187,7 +195,7 @@ def _card(scan: Scan, question: Question, answers: Mapping[str, Mapping[str, str
         "unit": words.unit(question.unit),
         "answer": question.answer.text,
         "options": [(chr(ord("A") + i), option.text) for i, option in enumerate(question.options)],
-        "given": [(model, said, words.right(question, said)) for model, said in given],
+        "given": [(model, said, *words.mark(question, said)) for model, said in given],
         "trace": [(step.tool, step.what, words.said(step.result), words.unit(step.unit)) for step in question.trace],
         "jump": _jump(scan, evidence.slice, evidence.box, evidence.masks),
         "shown": [words.title(name) for name in evidence.masks],

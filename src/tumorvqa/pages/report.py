@@ -280,7 +280,7 @@ def _agreements(of: Scores, by_id: Mapping[str, Question]) -> Iterator[dict[str,
         yield {
             "model": of.model,
             "key": of.key,
-            "unit": words.unit(unit) or "number",
+            "unit": words.unit(unit),
             "count": len(found),
             "bias": bias,
             "low": bias - spread,

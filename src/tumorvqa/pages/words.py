@@ -2,9 +2,16 @@
 
 from tumorvqa.measurements import Measurement
 from tumorvqa.question import Question, Value
+from tumorvqa.scoring.parse import agrees, parse
 from tumorvqa.structures import STRUCTURES
 
 UNITS = {"cm^3": "cm³", "degrees": "°"}
+PROVENANCE = {
+    "human": "masks drawn by people",
+    "ai": "masks drawn by a model",
+    "phantom": "masks of a phantom",
+    "unknown": "masks of unknown origin",
+}
 STATUS = {
     "ok": "measured",
     "truncated": "cut off by the edge of the scan",
@@ -59,12 +66,18 @@ def said(value: Value) -> str:
     return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e4 else f"{value:,.0f}".replace("-", "−")
 
 
-def right(question: Question, words: str) -> bool | None:
-    """Whether an option's letter or text, or the answer's own text, is the right one; None: only a parser can tell."""
-    spoken = words.strip().rstrip(".").casefold()
-    letters = {chr(ord("a") + i): i for i in range(len(question.options))}
-    texts = {option.text.casefold(): i for i, option in enumerate(question.options)}
-    if spoken == question.answer.text.casefold():
-        return True
-    found = letters.get(spoken, texts.get(spoken))
-    return None if found is None else found == question.answer.index
+def mark(question: Question, words: str) -> tuple[bool | None, str]:
+    """Whether what a model said chooses or states the right option, and that in words; None where it does neither, then
+    the words say how far a number is off.
+    """
+    chosen = parse(question, words, "mc")
+    if chosen is not None:
+        return chosen == question.answer.index, "right" if chosen == question.answer.index else "wrong"
+    value, truth = parse(question, words, "free"), question.answer.value
+    if value is None:
+        return None, "cannot be read"
+    if isinstance(value, str) or isinstance(truth, str):
+        return agrees(value, truth), "right" if agrees(value, truth) else "wrong"
+    if agrees(value, truth):
+        return True, "right"
+    return None, f"{abs(value - truth) / abs(truth):.1%} off" if truth else f"{said(value - truth)} off"
