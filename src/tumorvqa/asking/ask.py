@@ -15,7 +15,7 @@ from tumorvqa.asking import exchange, options
 from tumorvqa.asking.look import Class, Look, NotAsked, Number
 from tumorvqa.asking.subtypes import SUBTYPES, Arguments, Subtype
 from tumorvqa.measurements import Measurements
-from tumorvqa.question import Answer, AnswerType, Evidence, Question
+from tumorvqa.question import Answer, AnswerType, Evidence, Question, Value
 from tumorvqa.rules.packs import Pack
 
 CERTAIN = 2.0  # standard deviations between a class and the next one, at least
@@ -161,17 +161,17 @@ def worded(one: Candidate, others: Sequence[float] | None, kept: Sequence[str] |
     """The question in words with its options; None if there is no room for wrong ones."""
     look, answer, qid, unit = one.look, one.answer, one.qid, one.unit
     random = Random(f"{seed} {qid}")
-    values: Sequence[float] | Sequence[str] | None
+    value: Value = options.rounded(answer.value, unit) if isinstance(answer, Number) else answer.value
+    values: Sequence[Value] | None
     if isinstance(answer, Class):
         roles = {key: v for key, v in one.arguments.items() if key in one.row.alike}
-        domain = answer.domain if kept is None else [roles.get(name, name) for name in kept]
-        values, value = options.classes(answer, domain, random), answer.value
+        values = options.classes(answer, answer.domain if kept is None else [roles.get(k, k) for k in kept], random)
     elif unit == "lesions":
-        counted = None if kept is None else sorted(map(int, kept))
-        values, value = options.counts(int(answer.value), counted, random), answer.value
+        values = options.counts(int(answer.value), None if kept is None else sorted(map(int, kept)), random)
+    elif others is None and kept is not None:
+        return None
     else:
-        values = None if others is None and kept is not None else options.numbers(answer, one.scale, others, random)
-        value = options.rounded(answer.value, unit)
+        values = options.numbers(answer, one.scale, others, random)
     if values is None:
         return None
     shown = tuple(options.option(v, unit) for v in values)
@@ -202,7 +202,7 @@ def answer_type(answer: Number | Class) -> AnswerType:
     return "binary" if set(answer.domain) == {"yes", "no"} else "categorical"
 
 
-def margin(answer: Number | Class, values: Sequence[float] | Sequence[str]) -> float | None:
+def margin(answer: Number | Class, values: Sequence[Value]) -> float | None:
     """Of a size, half the way to the nearest wrong option, in uncertainties; none of a count."""
     if isinstance(answer, Class):
         return None if answer.margin is None else round(answer.margin, 2)

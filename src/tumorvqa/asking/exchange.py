@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWN = 20_000  # sets of three, of which few can stand beside each other
-KEPT = 500  # of those, from which the total weights are estimated
+BATCH, BATCHES = 1000, 20  # sets of three that are drawn, of which few can stand beside each other
+KEPT = 400  # of those that can, from which total weights are estimated
 ROUNDS = 20
 
 
@@ -28,9 +28,13 @@ class Pool:
 
     def others(self, of: int, random: np.random.Generator) -> NDArray[np.float64] | None:
         """Three answers that can stand beside answer `of`; None if none were found."""
-        sets = triples(self.weight, DRAWN // 4, random)
-        fits = among(sets, self.told) & self.told[of][sets].all(1)
-        return self.values[sets[fits.argmax()]] if fits.any() else None
+        for count in (100, 1000, 20_000):
+            sets = triples(self.weight, count, random)
+            sets = sets[self.told[of][sets].all(1)]
+            sets = sets[among(sets, self.told)]
+            if len(sets):
+                return self.values[sets[0]]
+        return None
 
 
 def pool(
@@ -55,14 +59,24 @@ def pool(
     told &= (gap >= 4 * error) & (np.asarray(patients)[:, None] != np.asarray(patients))
     weight = np.full(len(v), 1 / max(len(v), 1))
     for _ in range(ROUNDS):
-        sets = triples(weight, DRAWN, random)
-        sets = sets[among(sets, told)][:KEPT]
+        sets = standing(weight, told, random)
         if not len(sets):
             break
         has = np.maximum(told[:, sets].all(2).mean(1), 1 / len(sets))
         weight = weight**0.75 / has**0.25  # a = 1 / has, damped: has goes with the third power of the others' a
         weight /= weight.sum()
     return Pool(v, told, weight)
+
+
+def standing(weight: NDArray[np.float64], told: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.intp]:
+    """(up to KEPT, 3) answers, drawn by their weights, that can stand beside each other."""
+    found = np.empty((0, 3), np.intp)
+    for _ in range(BATCHES):
+        sets = triples(weight, BATCH, random)
+        found = np.concatenate([found, sets[among(sets, told)]])
+        if len(found) >= KEPT:
+            break
+    return found[:KEPT]
 
 
 def triples(weight: NDArray[np.float64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
