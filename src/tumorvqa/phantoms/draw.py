@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tumorvqa.phantoms.anatomy import Plan, Wanted, build
+from tumorvqa.phantoms.anatomy import EVEN, Plan, Wanted, build
 from tumorvqa.phantoms.phantom import Phantom
 from tumorvqa.scans import Contrast, Meta
 from tumorvqa.structures import KINDS, PLACES
@@ -211,6 +211,7 @@ def planned(index: int, seed: int, decks: Decks, random: np.random.Generator, ag
     order = decks("burden", BURDENS)
     if lesions["liver"] and order[0] == "liver" and (lesions["kidney"] or lesions["pancreas"]):
         lesions["liver"] = tuple(replace(row, near=None) for row in lesions["liver"])  # room to be large
+        lesions["kidney"] = tuple(replace(row, share=max(row.share, EVEN)) for row in lesions["kidney"])
     return Plan(
         f"phantom_{index:05d}",
         f"phantom-{seed}-{index}",
