@@ -335,15 +335,9 @@ def test_everything_in_a_report_is_escaped(tmp_path):
     asked = [replace(question, subtype=HOSTILE, unit=HOSTILE) for question in asked]
     all_wrong = {question.qid for question in asked}
     models = [scored(asked, all_wrong, HOSTILE), scored(asked, set(), HOSTILE, "free", 1.1)]
-    page = write_report(
-        asked,
-        models,
-        tmp_path / "report.html",
-        leaks={HOSTILE: HOSTILE},
-        shortcuts=models,
-        notes=[HOSTILE],
-        title=HOSTILE,
-    ).read_text()
+    blind = [scored(asked, all_wrong, HOSTILE + "blind")]
+    more = {"leaks": {HOSTILE: HOSTILE}, "shortcuts": blind, "notes": [HOSTILE], "title": HOSTILE}
+    page = write_report(asked, models, tmp_path / "report.html", **more).read_text()
     assert "<img" not in page and "<script>document" not in page and page.count(html.escape(HOSTILE)[:30]) > 60
 
 
@@ -369,6 +363,16 @@ def test_failures_come_clearest_first_and_exact_ones_last(tmp_path):
     clear = [float(margin) for margin in margins if margin != "exact"]
     assert clear == sorted((q.margin for q in asked if q.margin is not None), reverse=True)
     assert margins[len(clear) :] == ["exact"] * sum(q.margin is None for q in asked)
+
+
+def test_failures_by_another_key_show_what_that_key_calls_right(tmp_path):
+    asked = questions(scan())
+    other = replace(scored(asked, {asked[8].qid}), key="analytic")
+    page = write_report(asked, [other], tmp_path / "report.html").read_text()
+    assert 'id="failures"' not in page
+    key = {asked[8].qid: Answer(17.3, "17.3", -1)}
+    page = write_report(asked, [other], tmp_path / "report.html", keys={"analytic": key}).read_text()
+    assert "<td>17.3 cm³</td>" in page and "<td>14.6 cm³</td>" not in page
 
 
 def test_bland_altman_lines_are_mean_and_spread_of_the_differences(tmp_path):
@@ -454,7 +458,8 @@ def test_a_browser_moves_through_slices_and_jumps_to_evidence(tmp_path):
         """,
     )
     assert found["faults"] == []
-    assert found["first"].startswith("slice 33 of 0 to 49")  # the middle of the larger lesion
+    area = of.regions["liver_tumor"].mask.sum(axis=(0, 1))
+    assert found["first"].startswith(f"slice {of.regions['liver_tumor'].box[2][0] + area.argmax()} of 0 to 49")
     assert found["moved"] == f"slice 7 of 0 to 49 · z −{620 - 7 * 4}.0 mm" and found["changed"]
     assert found["key"].startswith("slice 8 ") and found["wheel"].startswith("slice 7 ")
     assert found["jumped"].startswith(f"slice {goal.evidence.slice} ") and found["box"]
@@ -509,7 +514,8 @@ def test_a_browser_shows_hostile_text_as_text(tmp_path):
 def test_a_browser_filters_failures_by_model(tmp_path):
     asked = questions(scan())
     models = [scored(asked, {asked[0].qid}, HOSTILE), scored(asked, {q.qid for q in asked[:4]}, "other")]
-    page = write_report(asked, models, tmp_path / "report.html", shortcuts=models, measurements=[measured(scan())])
+    blind = [scored(asked, {q.qid for q in asked}, "blind")]
+    page = write_report(asked, models + blind, tmp_path / "report.html", shortcuts=blind)
     found = driven(
         page,
         """

@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dnt.files import atomic_write
-from tumorvqa.measurements import Measurement, Measurements
+from tumorvqa.measurements import Lesion, Measurement, Measurements
 from tumorvqa.pages import pixels, words
 from tumorvqa.question import GROUPS, Question
-from tumorvqa.scans import Box, Scan
+from tumorvqa.scans import Box, Region, Scan
 from tumorvqa.structures import HOSTS, LESIONS, MEASURED, STRUCTURES
 
 WINDOWS = {"soft tissue": (400, 50), "liver": (150, 70), "lung": (1500, -600), "bone": (1800, 400)}  # width, level
@@ -62,6 +62,11 @@ def show_case(
             "structures": structures,
             "windows": WINDOWS,
             "first": _first(scan),
+            "lesions": [
+                {"mask": f"{of.organ}_{of.kind}", "title": _name(of), "from": of.box[2][0], "to": of.box[2][1]}
+                for of in measurements.lesions
+                if of.box is not None
+            ],
         },
         volume=volume,
         bits=bits,
@@ -118,13 +123,17 @@ def _structures(regions: Mapping[str, Any], boxes: Sequence[Box]) -> Iterator[di
 
 
 def _first(scan: Scan) -> int:
-    """The slice to open with: the middle of the largest lesion, else of the liver, else of the scan."""
+    """The slice to open with: where most is to be seen of lesions, else of the liver, else the middle."""
     lesions = [region for name, region in scan.regions.items() if name in LESIONS and region.count]
     liver = [region for name, region in scan.regions.items() if name == "liver" and region.count]
     if not lesions and not liver:
         return scan.frame.shape[2] // 2
-    below, above = max(lesions or liver, key=lambda region: region.count).box[2]
-    return (below + above) // 2
+    return _widest(max(lesions or liver, key=lambda region: region.count))
+
+
+def _widest(region: Region) -> int:
+    """The slice with most voxels."""
+    return region.box[2][0] + int(region.mask.sum(axis=(0, 1)).argmax())
 
 
 def _jump(scan: Scan, at: int | None, box: Box | None, masks: Sequence[str]) -> dict[str, Any] | None:
@@ -133,8 +142,7 @@ def _jump(scan: Scan, at: int | None, box: Box | None, masks: Sequence[str]) -> 
     if at is None and box is not None:
         at = (box[2][0] + box[2][1]) // 2
     if at is None and known:
-        largest = scan.regions[known[-1]]
-        at = largest.box[2][0] + int(largest.mask.sum(axis=(0, 1)).argmax())
+        at = _widest(scan.regions[known[-1]])
     if at is None:
         return None
     return {"slice": min(max(int(at), 0), scan.frame.shape[2] - 1), "box": box, "masks": known}
@@ -169,6 +177,10 @@ def _or_dash(measurement: Measurement) -> str:
     return "–" if measurement.value is None else words.measured(measurement)
 
 
+def _name(lesion: Lesion) -> str:
+    return f"{words.title(f'{lesion.organ}_{lesion.kind}')} {lesion.rank}"
+
+
 def _lesions(scan: Scan, measurements: Measurements) -> Iterator[dict[str, Any]]:
     hosts = list(HOSTS)
     for lesion in sorted(measurements.lesions, key=lambda lesion: (hosts.index(lesion.organ), lesion.rank)):
@@ -177,7 +189,7 @@ def _lesions(scan: Scan, measurements: Measurements) -> Iterator[dict[str, Any]]
         share = sorted(lesion.places.items(), key=lambda place: -place[1])
         touched = {vessel: angle for vessel, angle in lesion.contacts.items() if angle.value}
         yield {
-            "title": f"{words.title(mask)} {lesion.rank}",
+            "title": _name(lesion),
             "volume": words.measured(lesion.volume),
             "axes": words.axes(lesion.long_axis, lesion.short_axis),
             "hu": words.measured(lesion.hu),

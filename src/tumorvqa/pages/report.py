@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from math import log10
+from math import ceil, floor, log10
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -12,12 +12,13 @@ from dnt.files import atomic_write
 from tumorvqa.measurements import Measurements
 from tumorvqa.pages import words
 from tumorvqa.pages.case import template
-from tumorvqa.question import GROUPS, Question, Value
+from tumorvqa.question import GROUPS, Answer, Question, Value
 from tumorvqa.scoring.scores import Interval, Part, Scores
 from tumorvqa.structures import MEASURED
 
 POINTS = 0.05  # above chance: what a model that never saw the image may reach
-MOST_FAILURES = 60  # of one model
+DOTS = 500  # of one plot, at most
+MOST_FAILURES = 40  # of one model
 BARS = 16
 FORMATS = {"mc": "multiple choice", "free": "free form"}
 
@@ -32,6 +33,7 @@ def write_report(
     shortcuts: Sequence[Scores] = (),
     reference: Sequence[Mapping[str, Any]] = (),
     case_pages: Mapping[str, str] | None = None,
+    keys: Mapping[str, Mapping[str, Answer]] | None = None,
     notes: Sequence[str] = (),
     title: str = "Questions about tumors in CT",
 ) -> Path:
@@ -39,10 +41,14 @@ def write_report(
 
     shortcuts: models that never saw the image. reference: rows that others measured, in percent: "format" ("mc" or
     "free"), "model", "input", "mode", "overall", "groups" (group -> percent). case_pages: case -> address of its page.
-    leaks: what was looked for -> what was found.
+    leaks: what was looked for -> what was found. keys: answers by question id of other keys than "masks", which is the
+    questions' own; of models scored by a key that is not given neither failures nor agreement are shown.
     """
     groups = [group for group in GROUPS if any(question.group == group for question in questions)]
     by_id = {question.qid: question for question in questions}
+    right = {"masks": {question.qid: question.answer for question in questions}} | dict(keys or {})
+    known = [of for of in scores if of.key in right]
+    seeing = [of for of in known if of not in shortcuts]
     page = template("report.html").render(
         title=title,
         tiles=_tiles(questions),
@@ -56,9 +62,9 @@ def write_report(
                for what, found in (leaks or {}).items()],
         subtypes=list(_subtypes(questions, groups)),
         organs=list(_organs(measurements)),
-        agreements=[plot for of in scores for plot in _agreements(of, by_id)],
-        failures=[row for of in scores for row in _failures(of, by_id, case_pages or {})],
-        missed={f"{of.model}, {FORMATS[of.format]}, {of.key}": _missed(of, by_id) for of in scores},
+        agreements=[plot for of in known for plot in _agreements(of, by_id, right[of.key])],
+        failures=[row for of in seeing for row in _failures(of, by_id, right[of.key], case_pages or {})],
+        missed={f"{of.model}, {FORMATS[of.format]}, {of.key}": _missed(of, by_id) for of in seeing},
         most=MOST_FAILURES,
     )  # fmt: skip
     with atomic_write(path) as file:
@@ -185,7 +191,7 @@ def _subtype(name: str, questions: Sequence[Question]) -> dict[str, Any]:
     ranks = Counter(rank for question in questions if (rank := _rank(question)) is not None)
     numbers = [q.answer.value for q in questions if isinstance(q.answer.value, float | int)]
     numeric = len(numbers) == len(questions)
-    classes = Counter(str(question.answer.value) for question in questions)
+    classes = Counter(words.said(question.answer.value) for question in questions)
     return {
         "name": name,
         "questions": len(questions),
@@ -243,39 +249,39 @@ def _organs(measurements: Sequence[Measurements]) -> Iterator[dict[str, Any]]:
         yield {
             "name": words.title(name),
             "measured": len(volumes),
-            "volume": _middle(volumes, "cm^3"),
-            "hu": _middle(hus, "HU"),
+            "volume": _middle(volumes, 0),
+            "hu": _middle(hus, 1),
             "missing": "; ".join(f"{count} {why}" for why, count in other.most_common()),
         }
 
 
-def _middle(values: Sequence[float], unit: str) -> str:
+def _middle(values: Sequence[float], digits: int) -> str:
     if not values:
         return "–"
     low, high = values[int(0.05 * (len(values) - 1))], values[round(0.95 * (len(values) - 1))]
-    return f"{words.number(median(values), unit)} ({words.number(low, unit)} to {words.number(high, unit)})"
+    return f"{words.number(median(values), digits)} ({words.number(low, digits)} to {words.number(high, digits)})"
 
 
-def _agreements(of: Scores, by_id: Mapping[str, Question]) -> Iterator[dict[str, Any]]:
+def _agreements(of: Scores, by_id: Mapping[str, Question], right_of: Mapping[str, Answer]) -> Iterator[dict[str, Any]]:
     """Bland and Altman (1986), by unit: mean of said and right against said minus right, with the mean difference and
     1.96 standard deviations around it.
     """
     if of.format != "free":
         return
-    pairs: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for judged in of.judged:
         question = by_id.get(judged.qid)
         if question is None or question.answer_type != "numeric" or not isinstance(judged.parsed, float | int):
             continue
-        pairs[question.unit].append((float(judged.parsed), float(question.answer.value), question.text))
+        pairs[question.unit].append((float(judged.parsed), float(right_of.get(judged.qid, question.answer).value)))
     for unit, found in sorted(pairs.items(), key=lambda item: -len(item[1])):
-        differences = [said - right for said, right, _ in found]
-        if len(found) < 3:
+        differences = [said - right for said, right in found]
+        if len(found) < 3 or not any(differences):
             continue
         bias, spread = mean(differences), 1.96 * stdev(differences)
-        middles = [(said + right) / 2 for said, right, _ in found]
-        reach = max(*(abs(d) for d in differences), abs(bias) + spread) or 1.0
-        step = -(-len(found) // 1500)  # dots that a page draws fast
+        middles = [(said + right) / 2 for said, right in found]
+        reach = _rounded_up(max(*(abs(difference) for difference in differences), abs(bias) + spread))
+        step = -(-len(found) // DOTS)  # dots that a page draws fast
         low, high = min(middles), max(middles)
         yield {
             "model": of.model,
@@ -286,23 +292,26 @@ def _agreements(of: Scores, by_id: Mapping[str, Question]) -> Iterator[dict[str,
             "low": bias - spread,
             "high": bias + spread,
             "lines": [(value + reach) / (2 * reach) for value in (bias - spread, 0.0, bias, bias + spread)],
-            "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), said, right, text)
-                     for x, y, (said, right, text) in zip(middles, differences, found, strict=True)][::step],
+            "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), said, right)
+                     for x, y, (said, right) in zip(middles, differences, found, strict=True)][::step],
             "ends": (words.said(low), words.said(high)),
-            "reach": words.said(_rounded(reach)),
+            "reach": words.said(reach),
         }  # fmt: skip
 
 
-def _rounded(value: float) -> float:
+def _rounded_up(value: float) -> float:
     """To two digits."""
-    return round(value, 1 - int(log10(value) // 1)) if value else 0.0
+    step = 10.0 ** (floor(log10(value)) - 1)
+    return ceil(value / step) * step
 
 
 def _missed(of: Scores, by_id: Mapping[str, Question]) -> int:
     return sum(judged.score < 0.5 for judged in of.judged if judged.qid in by_id)
 
 
-def _failures(of: Scores, by_id: Mapping[str, Question], pages: Mapping[str, str]) -> list[dict[str, Any]]:
+def _failures(
+    of: Scores, by_id: Mapping[str, Question], right_of: Mapping[str, Answer], pages: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """The clearest first: by how many uncertainties lie between the truth and another answer, exact ones last."""
     wrong = [(judged, by_id[judged.qid]) for judged in of.judged if judged.score < 0.5 and judged.qid in by_id]
     wrong.sort(key=lambda found: (found[1].margin is None, -(found[1].margin or 0), found[1].qid))
@@ -312,7 +321,7 @@ def _failures(of: Scores, by_id: Mapping[str, Question], pages: Mapping[str, str
             "subtype": question.subtype,
             "case": question.case,
             "text": question.text,
-            "right": f"{question.answer.text} {words.unit(question.unit)}".strip(),
+            "right": f"{right_of.get(question.qid, question.answer).text} {words.unit(question.unit)}".strip(),
             "said": _said(question, judged.parsed),
             "margin": "exact" if question.margin is None else f"{question.margin:.3g}",
             "page": f"{pages[question.case]}#q-{question.qid}" if question.case in pages else None,

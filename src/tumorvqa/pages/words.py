@@ -1,5 +1,7 @@
 """Names, values and reasons as people read them."""
 
+from math import floor, log10
+
 from tumorvqa.measurements import Measurement
 from tumorvqa.question import Question, Value
 from tumorvqa.scoring.parse import agrees, parse
@@ -12,6 +14,7 @@ PROVENANCE = {
     "phantom": "masks of a phantom",
     "unknown": "masks of unknown origin",
 }
+DIGITS = {"cm^3": 1, "HU": 1, "mm": 1, "degrees": 0, "slice": 0}
 STATUS = {
     "ok": "measured",
     "truncated": "cut off by the edge of the scan",
@@ -38,31 +41,34 @@ def unit(name: str) -> str:
     return UNITS.get(name, name)
 
 
-def number(value: float, unit: str) -> str:
-    """With the digits that its unit deserves."""
-    digits = 0 if unit in ("slice", "degrees") or (unit == "cm^3" and abs(value) >= 1000) else 1
+def number(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
 def measured(measurement: Measurement) -> str:
-    """Value and uncertainty, the unit stands elsewhere; the status in words where there is no value."""
+    """Value and uncertainty to the first digit of the uncertainty, the unit stands elsewhere; the status in words where
+    there is no value.
+    """
     if measurement.value is None:
         return STATUS[measurement.status]
-    error = measurement.uncertainty if measurement.unit != "slice" else 0
-    return number(measurement.value, measurement.unit) + (f" ± {error:.2g}" if error else "")
+    digits = DIGITS[measurement.unit]
+    if not measurement.uncertainty or measurement.unit == "slice":
+        return number(measurement.value, digits)
+    digits = min(max(0, -floor(log10(measurement.uncertainty))), 3)
+    return f"{number(measurement.value, digits)} ± {number(measurement.uncertainty, digits)}"
 
 
 def axes(long: Measurement, short: Measurement) -> str:
     """Of a lesion, long x short."""
     if long.value is None or short.value is None:
         return measured(long)
-    return f"{number(long.value, 'mm')} × {measured(short)}"
+    return f"{measured(long).partition(' ')[0]} × {measured(short)}"
 
 
 def said(value: Value) -> str:
     """An answer or the result of a step."""
     if isinstance(value, str):
-        return value
+        return STRUCTURES[value].title if value in STRUCTURES else value
     return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e4 else f"{value:,.0f}".replace("-", "−")
 
 
