@@ -109,7 +109,7 @@ def hu_faults(hu: NDArray[np.int16]) -> list[Remark]:
         text = f"HU are about {SHIFT} too high: the intercept -{SHIFT} was never applied. Convert the CT again."
     elif share(found, AIR[0], -30) < 0.01:
         text = "no air and no fat, nothing below -30 HU: an MR volume, or numbers that are no HU."
-    elif share(found, *SOFT) < 0.01 and share(found, SOFT[0] - SHIFT, SOFT[1] - SHIFT) > 0.01:
+    elif share(found, *SOFT) < 0.01 and share(found, -1200 - SHIFT, -800 - SHIFT) > 0.01:
         text = f"HU are about {SHIFT} too low: the intercept -{SHIFT} was applied twice. Convert the CT again."
     elif share(found, *SOFT) < 0.01:
         text = f"no soft tissue: hardly a voxel has {SOFT[0]} to {SOFT[1]} HU. Is this a CT?"

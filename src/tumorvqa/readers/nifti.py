@@ -73,15 +73,23 @@ def read_header(path: Path, name: str) -> Header:
         dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         affine, form, apart = placed(header, sizes)
-    except (HeaderDataError, ValueError):
+    except (HeaderDataError, ValueError, KeyError):
         raise CaseFault(f"{name} has a damaged header: its type, scaling or position makes no sense.") from None
     if dtype.fields or dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise CaseFault(f"{name} holds colors or complex numbers; one real number a voxel is needed.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    if not spans(affine[:3, :3]):
         raise CaseFault(f"{name} has an affine that is not finite or maps voxels onto a plane.")
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     x, y, z = sizes[:3]
     return Header(path, name, (x, y, z), dtype, affine, *scale, int(header["vox_offset"]), form, apart)
+
+
+def spans(axes: NDArray[np.float64]) -> bool:
+    """Whether three axes of voxels, of 1 micrometre to 1 metre, point in three directions."""
+    lengths = np.linalg.norm(axes, axis=0)
+    if not ((lengths > 1e-3) & (lengths < 1e3)).all():
+        return False
+    return abs(np.linalg.det(axes / lengths)) > 1e-2
 
 
 def placed(header: nib.Nifti1Header, sizes: list[int]) -> tuple[NDArray[np.float64], str, float]:
