@@ -24,7 +24,9 @@ NEAR = 2.1  # mm from the wall of a lesion's organ to the organ that lies agains
 CLEAR = 7.0  # mm from that lesion to every other organ
 FREE = 2.0  # mm between organs
 SMALLEST = 4.5  # mm, radius of a lesion
-THIN = 4.1  # mm, half of the least short axis
+THIN = 4.1  # mm, half of the least short axis,
+SLIM = 0.24  # and its least share of the long axis, whose ends would be lost between voxels if they were thinner
+LEAD = 1.25  # by which the first is thicker, so that it is the largest
 SMALL_MM = 10.0  # long axis of a lesion of the pancreas that may lie in any part
 SHRINK = 0.9  # of lesions for which there is no room
 WINS = 1.8  # ratio by which the greatest burden leads
@@ -471,8 +473,8 @@ def in_part(draft: Draft, wanted: Wanted) -> bool:
             continue
         thick = min(half, tube.radius - WALL, 14.0)
         if not wins:
-            thick = min(thick, THIN)
-        thick = max(min(THIN, thick), thick * draft.random.uniform(0.75, 1))
+            thick = min(thick, max(THIN, SLIM * half) * (1 if draft.lesions else LEAD))
+        thick = max(min(THIN, thick), min(SLIM * half, thick), thick * draft.random.uniform(0.85, 1))
         aside = draft.random.uniform(-1, 1) * (tube.radius - WALL - thick)
         solid = Ellipsoid(
             as_point(on_axis + aside * across), (half, thick, thick), math.atan2(float(way[1]), float(way[0]))

@@ -120,7 +120,10 @@ OFF = 6  # HU between a lesion and its organ where they differ
 PANCREAS_LESIONS = (0, 0, 0, 0, 0, 1, 2, 2, 3, 3, 4, 5, 6)
 PANCREAS_KINDS = (
     (("pdac",), ("pnet",), ("cyst",), ("pdac",), ("pnet",), ("cyst",), ("lesion",)),
-    (("pdac",), ("pnet",), ("cyst",), *[("pdac", "pnet"), ("pdac", "cyst"), ("pnet", "cyst")] * 2, ("cyst", "lesion")),
+    (
+        *[("pdac",), ("pnet",), ("cyst",), ("pdac", "pnet"), ("cyst", "lesion")],
+        *[("pdac", "cyst"), ("pnet", "cyst")] * 3,
+    ),
 )
 STAGES = {  # stage and contact: none, an angle the rules call borderline, or one that makes it T4
     "pdac": (
@@ -136,9 +139,9 @@ STAGES = {  # stage and contact: none, an angle the rules call borderline, or on
     ),
     "pnet": (*[("T1", 0)] * 3, ("T2", 0), *[("T3", 0)] * 3, ("T4", 265)),
 }
-LONG_MM = {"T1": (11.5, 17.5), "T2": (23, 36), "T3": (42.5, 47), "T4": (22, 27)}
+LONG_MM = {"T1": (11.5, 17.5), "T2": (23, 36), "T3": (44.5, 48), "T4": (22, 27)}
 PSEUDOCYST_HU = ((-4, 7), (22, 45))
-RESECTED_CYST_MM = ((11, 22), (34.5, 42))  # not above 3 cm and 3 cm^3, above 3 cm
+RESECTED_CYST_MM = ((11, 22), (36, 42))  # not above 3 cm and 3 cm^3, above 3 cm
 COLON_LESIONS = (0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6)
 BURDENS = (  # organs by burden; the pancreas, which is small, often leads unasked
     ("liver", "kidney", "pancreas"),
