@@ -195,7 +195,7 @@ def notes(
     """What the page says of how it was made."""
     return [
         f"{cases} phantoms of seed {seed}, rules {pack.name} {pack.version}.",
-        f"{len(misses)} answers differ between masks and analytic truth; {len(without)} questions have no analytic one.",
+        f"{len(misses)} answers differ between masks and analytic truth; {len(without)} have no analytic one.",
         "agent-stretched sees every spacing 10% too large.",
     ]
 

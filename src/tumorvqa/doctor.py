@@ -19,7 +19,16 @@ from tumorvqa.structures import LESIONS, MEASURED, STRUCTURES
 SHIFT = 1024  # HU between stored numbers and HU in most CT files
 SOFT = (-200, 300)  # HU of fat, organs and vessels
 AIR = (-1500, -200)  # HU of air and lung; what is lower is padding
-HOLLOW = ("stomach", "duodenum", "small_bowel", "colon", "rectum", "esophagus", "lung_left", "lung_right")  # may hold gas
+HOLLOW = (
+    "stomach",
+    "duodenum",
+    "small_bowel",
+    "colon",
+    "rectum",
+    "esophagus",
+    "lung_left",
+    "lung_right",
+)  # may hold gas
 FAT = -80  # HU that no liver, spleen, kidney or pancreas has, but fat, lung and air do
 MISPLACED = 0.1  # share of their voxels below that from which masks cannot belong to the CT (real: 0.003, shifted: 0.2)
 SAMPLE = 100  # voxels along each axis that the shares of HU are taken from
@@ -82,7 +91,9 @@ def of_hu(scan: Scan) -> list[Remark]:
     if share(found, -32768, AIR[0]) > 0.001:
         remarks.append(Remark("ok", f"values down to {scan.hu.min()} HU are padding outside the field of view."))
     if metal := int(np.count_nonzero(scan.hu > 3000)):
-        remarks.append(Remark("warning", f"{metal} voxels above 3000 HU: metal, whose streaks change the HU around it."))
+        remarks.append(
+            Remark("warning", f"{metal} voxels above 3000 HU: metal, whose streaks change the HU around it.")
+        )
     if twins := duplicates(scan.hu):
         text = f"slice {twins[0]} and the next are identical ({len(twins)} such pairs); is a slice stored twice?"
         remarks.append(Remark("warning", text))
@@ -187,7 +198,7 @@ def swapped(there: dict[str, Region]) -> list[Remark]:
     found = []
     for right, left in [*pairs, ("liver", "spleen")]:
         if right in there and left in there and middle(there[right]) < middle(there[left]):
-            text = f"{STRUCTURES[right].title} lies to the left of the {STRUCTURES[left].title}: mirrored, or names swapped?"
+            text = f"{STRUCTURES[right].title} lies to the left of the {STRUCTURES[left].title}: mirrored, or swapped?"
             found.append(Remark("warning", text))
     return found
 

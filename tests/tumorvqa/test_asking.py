@@ -218,38 +218,44 @@ def test_margins_of_and_and_or():
     assert either(yes, sure) == yes and either(no, sure) == no
 
 
-@pytest.mark.parametrize("unit", sorted(options.UNITS))
-def test_the_truth_has_every_rank_equally_often_and_options_are_told_apart(unit):
-    counts, random = Counter(), Random(unit)
-    typical = {
-        "lesions": lambda: random.randrange(6),
-        "HU": lambda: random.uniform(-20, 120),
-        "slice": lambda: random.randrange(90),
-    }
-    pool = [float(typical.get(unit, lambda: random.lognormvariate(3, 0.8))()) for _ in range(400)]
-    for truth in pool:
-        others = [value for value in pool if value != truth]
-        values = options.numbers(Number(truth, 0.2 if unit != "lesions" else 0.0, unit), others, random)
-        if values is None:
-            continue
-        assert len({options.said(value, unit) for value in values}) == 4
-        right = options.rounded(truth, unit)
-        assert values.count(right) == 1
-        assert unit == "lesions" or all(options.apart(unit, 0.2)(a, b) for a, b in combinations(values, 2))
-        counts[sorted(values).index(right)] += 1
+SIZES = sorted(set(options.UNITS) - {"lesions"})
+
+
+def uniform(counts: Counter, of: int = 4) -> bool:
+    """Whether the first `of` numbers are equally frequent, up to four standard errors."""
     total = sum(counts.values())
-    assert total > 200
-    assert all(abs(counts[rank] / total - 0.25) < 4 * (0.25 * 0.75 / total) ** 0.5 for rank in range(4))
+    return all(abs(counts[i] / total - 1 / of) < 4 * ((1 - 1 / of) / of / total) ** 0.5 for i in range(of))
 
 
-@pytest.mark.parametrize("unit", sorted(set(options.UNITS) - {"lesions"}))
+@pytest.mark.parametrize("unit", SIZES)
 def test_invented_options_put_the_truth_at_every_rank_equally_often(unit):
-    random, counts = Random(unit), Counter()
+    random, counts = Random(f"options in {unit}"), Counter()
     for _ in range(400):
-        values = options.numbers(Number(60.0, 0.2, unit), [], random)
+        values = options.numbers(Number(60.0, 0.2, unit), 1.0, None, random)
         assert values is not None and all(options.apart(unit, 0.2)(a, b) for a, b in combinations(values, 2))
+        assert len({options.said(value, unit) for value in values}) == 4
         counts[sorted(values).index(60.0)] += 1
-    assert all(abs(counts[rank] / 400 - 0.25) < 4 * (0.25 * 0.75 / 400) ** 0.5 for rank in range(4))
+    assert uniform(counts)
+
+
+@pytest.mark.parametrize("unit", SIZES)
+def test_options_of_other_cases_are_changed_a_little_and_still_told_apart(unit):
+    others = [40.0, 90.0, 75.0]
+    values = options.numbers(Number(60.0, 0.2, unit), 1.0, others, Random(unit))
+    assert values is not None and 60.0 in values
+    assert all(min(abs(value / other - 1) for other in [*others, 60.0]) < 0.06 for value in values)
+    assert all(options.apart(unit, 0.2)(a, b) for a, b in combinations(values, 2))
+
+
+def test_counts_have_the_counts_that_are_asked_for_as_options():
+    random, ranks = Random(0), Counter()
+    for _ in range(200):
+        for truth in range(6):
+            values = options.counts(truth, range(6), random)
+            assert len(set(values)) == 4 and truth in values and max(values) <= 5
+            ranks[sorted(values).index(truth)] += 1
+    assert uniform(ranks)
+    assert len(set(options.counts(0, None, random))) == 4
 
 
 def many(count: int = 60):

@@ -33,6 +33,10 @@ LETTERS = {
     "C: left kidney, because A and B are smaller": 2,
     "A: liver B: spleen C: left kidney D: colon. The answer is B": 1,
     "I would go with D.": 3,
+    "Answer: B, not A": 1,
+    "B, not A": 1,
+    "A isn't right and B cannot be, so it must be C": 2,
+    "I would not choose B; D fits": 3,
     "A large mass. Hepatitis B. I choose C": 2,
 }
 NO_LETTERS = (
@@ -92,6 +96,7 @@ NUMBERS = {  # (text, unit): value
     ("2.5 x 1.8 cm", "mm"): 25,
     ("3x2 cm", "mm"): 30,
     ("10-12 mm", "mm"): 10,
+    ("10 and 12 mm", "mm"): 10,
     ("45 Hounsfield units", "HU"): 45,
     ("12.5%", "%"): 12.5,
     ("120%", ""): 1.2,

@@ -316,6 +316,7 @@ def test_strata_divide_the_questions_that_are_known_of():
         "age": {"75 years or more": (3, 1 / 3), "under 40 years": (2, 0.5)},
         "lesion size": {"under 10 mm": (1, 1), "10 to 20 mm": (1, 0), "20 to 40 mm": (1, 0), "40 mm or more": (1, 1)},
     }
+    assert list(found["lesion size"]) == ["under 10 mm", "10 to 20 mm", "20 to 40 mm", "40 mm or more"]
 
 
 # Leaderboard

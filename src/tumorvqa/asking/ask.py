@@ -9,11 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 from random import Random
 
-from tumorvqa.asking import options
+import numpy as np
+
+from tumorvqa.asking import exchange, options
 from tumorvqa.asking.look import Class, Look, NotAsked, Number
 from tumorvqa.asking.subtypes import SUBTYPES, Arguments, Subtype
 from tumorvqa.measurements import Measurements
-from tumorvqa.question import Answer, AnswerType, Evidence, Question
+from tumorvqa.question import Answer, AnswerType, Evidence, Question, Value
 from tumorvqa.rules.packs import Pack
 
 CERTAIN = 2.0  # standard deviations between a class and the next one, at least
@@ -43,6 +45,21 @@ class Candidate:
         return str(int(self.answer.value)) if self.answer.unit == "lesions" else ""
 
     @property
+    def unit(self) -> str:
+        """Of a number; "" of a class."""
+        return self.answer.unit if isinstance(self.answer, Number) else ""
+
+    @property
+    def scale(self) -> float:
+        """What a number is compared by with those of other cases: slices by how many the scan has."""
+        return float(self.look.at.shape[2]) if self.unit == "slice" else 1.0
+
+    @property
+    def phase(self) -> str:
+        """What tells how dense organs are, to who reads the header: HU are compared within a phase."""
+        return self.look.at.meta.contrast or "" if self.unit in ("HU", "ratio") else ""
+
+    @property
     def qid(self) -> str:
         parts = [self.look.at.case, self.row.name, *(f"{k}={v}" for k, v in sorted(self.arguments.items()))]
         return sha256("\0".join([*parts, self.look.pack.name, self.look.pack.version]).encode()).hexdigest()[:16]
@@ -54,7 +71,8 @@ def ask(
     """Questions of all cases, in their order; the same for the same measurements, pack and seed.
 
     `balanced`: as many of each answer in each stratum, else whoever knows the usual answer needs no image; a stratum
-    with one answer only is not asked. Without it all certain questions are asked.
+    with one answer only is not asked, nor a number that has no three others to stand beside it (see exchange.py).
+    Without it all certain questions are asked, if need be with invented numbers.
     """
     found = [one for case in cases for one in candidates(case, pack, subtypes)]
     strata: dict[Stratum, list[Candidate]] = defaultdict(list)
@@ -64,14 +82,10 @@ def ask(
     for stratum, members in strata.items():
         random = Random(f"{seed} {' '.join(stratum)}")
         chosen = choose(members, random, balanced)
-        kept = sorted({one.told for one in chosen})
-        values = [one.answer.value for one in members if isinstance(one.answer, Number)]
-        if values and kept != [""]:  # counts: each once
-            values = sorted({*values})
-        for one in chosen:
-            question = worded(one, values, kept if balanced else None, seed)
-            if question is not None:
-                questions.append(question)
+        kept = sorted({one.told for one in chosen}) if balanced else None
+        wrong = wrong_numbers(members, random) if members[0].unit not in ("", "lesions") else {}
+        asked = [worded(one, wrong.get(one.qid), kept, seed) for one in chosen]
+        questions += [question for question in asked if question is not None]
     place = {case.case: i for i, case in enumerate(cases)}
     rank = {name: i for i, name in enumerate(SUBTYPES)}
     return sorted(questions, key=lambda q: (place[q.case], rank[q.subtype], sorted(q.arguments.items())))
@@ -119,19 +133,45 @@ def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list
     return [one for group in by_answer.values() if len(group) >= each for one in group[:each]]
 
 
-def worded(one: Candidate, others: Sequence[float], kept: Sequence[str] | None, seed: int) -> Question | None:
+def wrong_numbers(members: Sequence[Candidate], random: Random) -> dict[str, list[float]]:
+    """Question id -> three answers of other cases in units of its scale; nothing where there are too few of them."""
+    draw = np.random.default_rng(random.getrandbits(64))
+    found = {}
+    for phase in sorted({one.phase for one in members}):
+        those = [one for one in members if one.phase == phase]
+        row = options.UNITS[those[0].unit]
+        scale = float(np.median([one.scale for one in those]))
+        numbers = [one.answer for one in those if isinstance(one.answer, Number)]
+        pool = exchange.pool(
+            [number.value / one.scale for number, one in zip(numbers, those, strict=True)],
+            [number.uncertainty / one.scale for number, one in zip(numbers, those, strict=True)],
+            [one.look.at.patient for one in those],
+            row.differ == "ratio",
+            row.least if row.differ == "ratio" else row.least / scale,
+            row.widest if row.differ == "ratio" else row.widest / scale,
+            draw,
+        )
+        for i, one in enumerate(those):
+            if (others := pool.others(i, draw)) is not None:
+                found[one.qid] = others.tolist()
+    return found
+
+
+def worded(one: Candidate, others: Sequence[float] | None, kept: Sequence[str] | None, seed: int) -> Question | None:
     """The question in words with its options; None if there is no room for wrong ones."""
-    look, answer, qid = one.look, one.answer, one.qid
+    look, answer, qid, unit = one.look, one.answer, one.qid, one.unit
     random = Random(f"{seed} {qid}")
-    unit = answer.unit if isinstance(answer, Number) else ""
-    values: Sequence[float] | Sequence[str] | None
-    if isinstance(answer, Number):
-        values = options.numbers(answer, others, random)
-        value: float | str = options.rounded(answer.value, unit)
-    else:
+    value: Value = options.rounded(answer.value, unit) if isinstance(answer, Number) else answer.value
+    values: Sequence[Value] | None
+    if isinstance(answer, Class):
         roles = {key: v for key, v in one.arguments.items() if key in one.row.alike}
-        domain = answer.domain if kept is None else [roles.get(name, name) for name in kept]
-        values, value = options.classes(answer, domain, random), answer.value
+        values = options.classes(answer, answer.domain if kept is None else [roles.get(k, k) for k in kept], random)
+    elif unit == "lesions":
+        values = options.counts(int(answer.value), None if kept is None else sorted(map(int, kept)), random)
+    elif others is None and kept is not None:
+        return None
+    else:
+        values = options.numbers(answer, one.scale, others, random)
     if values is None:
         return None
     shown = tuple(options.option(v, unit) for v in values)
@@ -162,7 +202,7 @@ def answer_type(answer: Number | Class) -> AnswerType:
     return "binary" if set(answer.domain) == {"yes", "no"} else "categorical"
 
 
-def margin(answer: Number | Class, values: Sequence[float] | Sequence[str]) -> float | None:
+def margin(answer: Number | Class, values: Sequence[Value]) -> float | None:
     """Of a size, half the way to the nearest wrong option, in uncertainties; none of a count."""
     if isinstance(answer, Class):
         return None if answer.margin is None else round(answer.margin, 2)

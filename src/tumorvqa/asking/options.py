@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from random import Random
 from typing import Literal
 
@@ -20,6 +21,7 @@ class Shown:
     least: float  # share or amount
     widest: float  # largest ratio, or difference, of two options
     said: str = ""  # the unit in an answer
+    signed: bool = False
 
 
 UNITS = {
@@ -27,12 +29,13 @@ UNITS = {
     "cm": Shown(1, "ratio", 0.1, 4, "cm"),
     "%": Shown(1, "ratio", 0.1, 4, "%"),
     "ratio": Shown(2, "ratio", 0.1, 4),
-    "HU": Shown(1, "amount", 10, 120, "HU"),
-    "slice": Shown(0, "amount", 3, 60),
+    "HU": Shown(1, "amount", 5, 120, "HU", signed=True),
+    "slice": Shown(0, "amount", 2, 60),
     "lesions": Shown(0, "count", 1, math.inf),
 }
 COUNT = 4  # of options, where there are as many classes
 TRIES = 200  # values tried as wrong options
+CHANGES = 20  # times that the same three are changed until they can be told apart
 
 
 def said(value: Value, unit: str = "") -> str:
@@ -60,32 +63,35 @@ def apart(unit: str, uncertainty: float) -> Callable[[float, float], bool]:
     return told
 
 
-def numbers(truth: Number, others: Sequence[float], random: Random) -> list[float] | None:
+def numbers(truth: Number, scale: float, others: Sequence[float] | None, random: Random) -> list[float] | None:
     """The truth and three other values, in random order; None if there is no room for them.
 
-    The others are answers to the same question in other cases, each a little changed: then nothing but the image says
-    which of the four is the one asked for. Where there are too few of those, they lie at random ratios or distances,
-    with a random number of them below the truth, so that the truth is as often the least as a middle one.
+    The others are three answers of an exchange.Pool, each a little changed (else who has seen the other questions knows
+    them), in units of `scale`. Without any, they lie at random ratios or distances, with a random number of them below
+    the truth, so that the truth is as often the least as a middle one.
     """
     row, told = UNITS[truth.unit], apart(truth.unit, truth.uncertainty)
-    chosen = [rounded(truth.value, truth.unit)]
-    if row.differ == "count":
-        known = sorted({*others} - {truth.value})
-        invented = [float(n) for n in range(int(truth.value) + COUNT + 1) if n != truth.value and n not in known]
-        picked = random.sample(known, min(COUNT - 1, len(known)))
-        chosen += picked + random.sample(invented, COUNT - 1 - len(picked))
-    else:
-        for other in random.sample(others, min(TRIES, len(others))):
-            step = random.uniform(-0.03, 0.03)
-            changed = rounded(other * (1 + step) if row.differ == "ratio" else other + 100 * step, truth.unit)
-            if (changed >= 0 or truth.unit == "HU") and all(told(changed, kept) for kept in chosen):
-                chosen.append(changed)
-            if len(chosen) == COUNT:
-                break
-        else:
-            chosen = invented_beside(chosen[0], truth.unit, told, random)
-    if len(chosen) < COUNT:
-        return None
+    right = rounded(truth.value, truth.unit)
+    for _ in range(CHANGES if others is not None else 0):
+        changed = [right, *(changed_little(other * scale, truth.unit, random) for other in others or ())]
+        if all(told(a, b) for a, b in combinations(changed, 2)) and (min(changed) >= 0 or row.signed):
+            random.shuffle(changed)
+            return changed
+    chosen = invented_beside(right, truth.unit, told, random)
+    random.shuffle(chosen)
+    return chosen if len(chosen) == COUNT else None
+
+
+def changed_little(value: float, unit: str, random: Random) -> float:
+    """By at most 3%, or a third of the least distance of two options."""
+    row, step = UNITS[unit], random.uniform(-1, 1)
+    return rounded(value * (1 + 0.03 * step) if row.differ == "ratio" else value + step * row.least / 3, unit)
+
+
+def counts(truth: int, kept: Sequence[int] | None, random: Random) -> list[float]:
+    """A number of lesions and up to three others: of those `kept`, or of those near it."""
+    others = [n for n in (range(truth + COUNT + 1) if kept is None else kept) if n != truth]
+    chosen = [float(n) for n in [truth, *random.sample(others, min(COUNT - 1, len(others)))]]
     random.shuffle(chosen)
     return chosen
 
@@ -101,7 +107,7 @@ def invented_beside(truth: float, unit: str, told: Callable[[float, float], bool
             other = rounded(truth * math.exp(sign * random.uniform(0, math.log(2.5))), unit)
         else:
             other = rounded(truth + sign * random.uniform(row.least, row.widest / 2), unit)
-        if all(told(other, kept) for kept in chosen) and (other >= 0 or unit == "HU"):
+        if all(told(other, kept) for kept in chosen) and (other >= 0 or row.signed):
             chosen.append(other)
         if len(chosen) == COUNT:
             break

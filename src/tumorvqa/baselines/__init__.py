@@ -1,1 +1,1 @@
-"""Models that anyone should beat, and an agent with tools."""
+"""What answers without reading the questions' cases well: the rows that a model has to beat."""

@@ -7,7 +7,7 @@ from tumorvqa.structures import HOSTS, LESIONS, STRUCTURES
 
 
 def measure(scan: Scan) -> Measurements:
-    """Every annotated organ, vessel, part and lesion. Structures without a usable mask keep the reason as their status."""
+    """Every annotated organ, vessel, part and lesion; where a mask cannot be used, the reason is the status."""
     found = {host: lesions.components(scan, host) for host in HOSTS}
     measured = {name: organs.organ(scan, name, found) for name in scan.regions if STRUCTURES[name].kind != "lesion"}
     unusable = {

@@ -1,5 +1,9 @@
 """How much of a vessel's circumference a lesion touches."""
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -17,60 +21,135 @@ VESSELS = (
     "common_hepatic_artery",
 )
 RAYS = 360
-ENDS = 0.4  # voxels that either end of a contact is uncertain by
+LENGTH = 20.0  # mm of a vessel on either side of the lesion that tell which way it runs
+LOCAL = 6  # voxels beyond the vessel's rim from which the lesion's outline is taken
+SHIFT = 0.8  # of the outline's scatter by which outline and rim may be off
+GRAZE = 0.5  # of the half angle at which a plane is a voxel deep in the vessel: what none or all may hide
+FEW = 30  # points of the outline below which all of it is taken
+FLAT = np.ones((3, 3))
+TOUCHING = np.ones((3, 3, 3))
 
 
 def contact(lesion: Region, vessel: Region, frame: Frame) -> Measurement:
-    """Degrees of the vessel's circumference that the lesion covers, as seen from the vessel's centre in an axial slice;
-    the largest of all slices.
+    """Degrees of the vessel's circumference that the lesion covers: the largest of all slices across the vessel (axial
+    ones, unless it runs more along another axis of the voxels). Exactly 0 if more than a voxel lies between them.
 
-    In a slice, rays leave the centroid of the vessel's part that is next to the lesion. Where the vessel's share
-    (voxels, interpolated linearly) falls to 1/2, the ray ends; it is covered if there the lesion has more of the rest
-    than all else. Error: either end of the contact by 0.4 voxel on the ring.
+    Lesion and vessel meet at an angle, and the wedge between them, or the lesion's rim, is thinner than a voxel over
+    much of the circumference, so counting voxels at the rim is biased by tens of degrees. Instead the lesion's outline
+    near the vessel is continued by the sphere that fits it best, and the vessel's rim in a slice is the ellipse with
+    the area and moments of its voxels, whose parameter is the angle around the axis also where a slice cuts it
+    obliquely. Assumed: near the vessel the lesion is about as smooth as a sphere. Error: how the angle changes if the
+    outline moves by 0.8 of its scatter about the sphere.
+
+    Over spheres (radius 6 to 20 mm) on vessels (3 to 12 mm) in voxels of 0.8 to 5 mm: bias +4 degrees, +13 above 240,
+    where the lesion's rim is thin.
     """
-    box = surface.around(surface.hull(lesion.box, lesion.box), frame, 0.0)
-    box = tuple((max(0, a - 1), min(n, b + 1)) for (a, b), n in zip(box, frame.shape, strict=True))  # type: ignore[assignment]
-    near = surface.within(vessel, box)
-    mine = surface.within(lesion, box)
-    if not (near & ndimage.binary_dilation(mine, np.ones((3, 3, 3)))).any():
+    if not adjacent(lesion, vessel):
         return Measurement(0.0, "degrees", 0.0, method="not adjacent")
-    low, high = max(vessel.box[2][0], lesion.box[2][0]), min(vessel.box[2][1], lesion.box[2][1])
-    both = surface.hull(vessel.box, lesion.box)
-    x, y = ((max(0, a - 3), min(n, b + 3)) for (a, b), n in zip(both[:2], frame.shape[:2], strict=True))
-    best, error = 0.0, 0.0
-    for z in range(low, high):
-        v = surface.within(vessel, (x, y, (z, z + 1)))[..., 0]
-        here = surface.within(lesion, (x, y, (z, z + 1)))[..., 0] & ~v
-        degrees, wrong = in_slice(v, here, frame.affine[:3, :2])
-        if degrees > best:
-            best, error = degrees, wrong
-    return Measurement(best, "degrees", error or 90.0, method="ring in axial slices")
+    box = surface.around(lesion.box, frame, LENGTH)
+    v = surface.within(vessel, box)
+    mine = surface.within(lesion, box) & ~v
+    across = direction(v, frame)
+    order = [axis for axis in range(3) if axis != across] + [across]
+    axes = frame.affine[:3, :3][:, order]
+    v, mine = v.transpose(order), mine.transpose(order)
+    points = outline(mine, ~v & ~mine) @ axes.T
+    found = [
+        covered(part, points, k, axes)
+        for k in range(v.shape[2])
+        for part in touched(v[..., k], ndimage.binary_dilation(mine[..., k], FLAT, iterations=2))
+    ]
+    degrees, error = max(found, default=(0.0, 0.0))
+    return Measurement(degrees, "degrees", error, method="ring across the vessel")
 
 
-def in_slice(vessel: NDArray[np.bool_], lesion: NDArray[np.bool_], plane: NDArray) -> tuple[float, float]:
-    """Degrees covered and their error."""
-    parts, count = ndimage.label(vessel, np.ones((3, 3)))
-    touching = np.unique(parts[ndimage.binary_dilation(lesion, np.ones((3, 3)))])
-    found = [(0.0, 0.0)]
-    for k in touching[touching > 0]:
-        part = parts == k
-        centre = np.argwhere(part).mean(axis=0)
-        area = np.count_nonzero(part) * np.linalg.norm(np.cross(plane[:, 0], plane[:, 1]))
-        radius = np.sqrt(area / np.pi)
-        step = np.sqrt(np.linalg.norm(np.cross(plane[:, 0], plane[:, 1])))
-        angles = np.arange(RAYS) * (2 * np.pi / RAYS)
-        # A ray's direction in millimetres within the slice, as steps of indices
-        u = plane[:, 0] / np.linalg.norm(plane[:, 0])
-        w = np.cross(np.cross(plane[:, 0], plane[:, 1]), u)
-        w /= np.linalg.norm(w)
-        ways = np.linalg.pinv(plane) @ (u[:, None] * np.cos(angles) + w[:, None] * np.sin(angles))
-        radii = np.arange(0, 4 * radius + 2 * step, step / 8)
-        at = centre[:, None, None] + ways[:, :, None] * radii
-        share = ndimage.map_coordinates(part.astype(np.float32), at, order=1, mode="constant")
-        edge = (share < 0.5).argmax(axis=1)
-        rim = at[:, np.arange(RAYS), edge]
-        covered = ndimage.map_coordinates(lesion.astype(np.float32), rim, order=1, mode="constant")
-        rest = 1 - share[np.arange(RAYS), edge]
-        degrees = 360 * float(np.mean(covered > rest / 2))
-        found.append((degrees, float(np.degrees(ENDS * step / radius * np.sqrt(2)))))
-    return max(found)
+def adjacent(one: Region, two: Region) -> bool:
+    """Whether at most a voxel lies between them."""
+    x, y, z = ((a - 2, b + 2) for a, b in one.box)
+    there = surface.within(two, (x, y, z))
+    if not there.any():
+        return False
+    return bool((there & ndimage.binary_dilation(np.pad(one.mask, 2), TOUCHING, iterations=2)).any())
+
+
+def direction(vessel: NDArray[np.bool_], frame: Frame) -> int:
+    """The voxels' axis along which the vessel runs most; Z if it is as thick as long."""
+    mm = np.argwhere(vessel) @ frame.affine[:3, :3].T
+    spread, ways = np.linalg.eigh(np.cov(mm.T) + 1e-9 * np.eye(3)) if len(mm) > 1 else (np.ones(3), np.eye(3))
+    if spread[2] < 1.5 * spread[1]:
+        return 2
+    units = frame.affine[:3, :3] / np.linalg.norm(frame.affine[:3, :3], axis=0)
+    return int(np.abs(units.T @ ways[:, 2]).round(6).argmax())
+
+
+def outline(inside: NDArray[np.bool_], outside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Indices (2, n, 3) of the middles of the faces between two sets of voxels, and of their voxels inside."""
+    found = []
+    for axis in range(3):
+        a, b = (np.moveaxis(mask, axis, 0) for mask in (inside, outside))
+        for first, second, step in ((a[:-1], b[1:], 0), (b[:-1], a[1:], 1)):
+            faces = np.argwhere(first & second)
+            pairs = faces + np.array([[[0.5, 0, 0]], [[step, 0, 0]]])
+            found.append(np.insert(pairs[..., 1:], axis, pairs[..., 0], axis=2))
+    return np.concatenate(found, axis=1)
+
+
+def touched(vessel: NDArray[np.bool_], near: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The vessel's parts in a slice (8-connected) that have voxels near the lesion."""
+    parts = ndimage.label(vessel, FLAT)[0]
+    return [parts == part for part in np.unique(parts[near & vessel])]
+
+
+def covered(part: NDArray[np.bool_], points: NDArray[np.float64], k: int, axes: NDArray) -> tuple[float, float]:
+    """Degrees of the rim of a vessel's part in slice `k` within the sphere of the lesion's outline, and the error."""
+    pixel = float(np.linalg.norm(np.cross(axes[:, 0], axes[:, 1])))
+    indices = np.argwhere(part)
+    centre = axes @ [*indices.mean(axis=0), k]
+    rim = centre + ring(indices, pixel, axes)
+    reach = float(np.linalg.norm(rim - centre, axis=1).max()) + LOCAL * math.sqrt(pixel)
+    local = points[:, np.linalg.norm(points[0] - centre, axis=1) < reach]
+    if local.shape[1] < FEW:
+        local = points
+    if not local.size:
+        return 360.0, 90.0
+    depth = sphere(*local)
+    scatter = SHIFT * float(np.sqrt(np.mean(depth(local[0]) ** 2)))
+    inside = depth(rim)
+    degrees, more, less = (360 * float(np.mean(inside > level)) for level in (0, -scatter, scatter))
+    graze = GRAZE * math.degrees((math.pi / len(indices)) ** 0.25) if degrees in (0, 360) else 0.0
+    return degrees, max(more - degrees, degrees - less, graze)
+
+
+def ring(indices: NDArray, pixel: float, axes: NDArray) -> NDArray[np.float64]:
+    """Points (rays, 3), in millimetres about the centre, of the ellipse with the area and the moments of pixels."""
+    angles = (np.arange(RAYS) + 0.5) * (2 * np.pi / RAYS)
+    circle = np.array([np.cos(angles), np.sin(angles)])
+    area = len(indices) * pixel
+    u = axes[:, 0] / np.linalg.norm(axes[:, 0])
+    w = np.cross(np.cross(axes[:, 0], axes[:, 1]), u)
+    plane = np.column_stack([u, w / np.linalg.norm(w)])
+    steps = plane.T @ axes[:, :2]
+    spread = steps @ (np.cov(indices.T, bias=True) + np.eye(2) / 12) @ steps.T
+    sizes, ways = np.linalg.eigh(spread)
+    shape = ways @ np.diag(np.sqrt(sizes / np.sqrt(sizes.prod()))) @ ways.T
+    return (plane @ (math.sqrt(area / np.pi) * shape @ circle)).T
+
+
+def sphere(points: NDArray[np.float64], inside: NDArray[np.float64]) -> Callable[[NDArray], NDArray]:
+    """Depth below the sphere that fits points best (Taubin, IEEE PAMI 13:1115, 1991), which may as well be a plane, or
+    hollow: f = a |x|^2 + b.x + c over the length of its gradient, with the sign that `inside` (n, 3) has on average.
+    """
+    middle = points.mean(axis=0)
+    scale = max(float(np.sqrt(((points - middle) ** 2).sum(axis=1).mean())), 1e-6)
+    x = (points - middle) / scale
+    square = (x**2).sum(axis=1)
+    root = 2 * math.sqrt(max(square.mean(), 1e-12))
+    first, *b = np.linalg.svd(np.column_stack([(square - square.mean()) / root, x]), full_matrices=False)[2][-1]
+    a = first / root
+
+    def depth(at: NDArray, sign: float = 1.0) -> NDArray[np.float64]:
+        y = (at - middle) / scale
+        value = a * ((y**2).sum(axis=1) - square.mean()) + y @ np.array(b)
+        return sign * scale * value / np.maximum(np.linalg.norm(2 * a * y + b, axis=1), 1e-6)
+
+    return partial(depth, sign=float(np.sign((depth(inside) - depth(points)).mean())) or 1.0)

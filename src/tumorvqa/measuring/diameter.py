@@ -35,15 +35,15 @@ def axes(region: Region, frame: Frame) -> Axes:
     long, p, q = found[best]
     taken = len(lengths)
     step = float(np.linalg.norm(plane, axis=0).max())
-    error = float(np.hypot(IN_PLANE * step, BETWEEN * long / taken**2))
+    error = float(np.hypot(IN_PLANE * step * (1 + step / long), BETWEEN * long / taken**2))
     alike = np.flatnonzero(lengths >= lengths[best] - 2 * error)
     short = across(region.mask[:, :, best], plane, q - p)
     spread = float(alike[-1] - alike[0]) / 2
     return Axes(long, error, short, error, region.box[2][0] + best, max(0.5, SPREAD * spread))
 
 
-IN_PLANE = 0.3
-BETWEEN = 0.3
+IN_PLANE = 0.33
+BETWEEN = 0.8
 SPREAD = 0.6
 
 

@@ -1,6 +1,5 @@
 """Lesions: connected components of lesion masks, each measured."""
 
-import itertools
 from typing import NamedTuple
 
 import cc3d
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tumorvqa.measurements import Lesion, Measurement
+from tumorvqa.measurements import Lesion, Measurement, Status
 from tumorvqa.measuring import contact, diameter, gaps, surface, values
 from tumorvqa.scans import EMPTY, Frame, Region, Scan
 from tumorvqa.structures import HOSTS, KINDS, PLACES, STRUCTURES
@@ -39,8 +38,8 @@ def components(scan: Scan, host: str) -> list[Component]:
                 typed |= surface.within(region, part.box)
         typed &= part.mask
         if 2 * np.count_nonzero(typed) <= part.count:
-            left = Region.of(part.mask & ~typed, tuple(start for start, _ in part.box))  # type: ignore[arg-type]
-            found.append(Component(GENERIC, left))
+            x, y, z = (start for start, _ in part.box)
+            found.append(Component(GENERIC, Region.of(part.mask & ~typed, (x, y, z))))
     return found
 
 
@@ -65,7 +64,6 @@ def kept(region: Region, frame: Frame) -> bool:
 
 def ball(frame: Frame) -> NDArray[np.bool_]:
     """Voxels whose centre lies within 1.5 mm of that of the middle one."""
-    reach = [(b - a) // 2 for a, b in surface.around(((0, 1),) * 3, Frame(frame.affine, (1, 1, 1)), 0)]
     apart = 1 / np.linalg.norm(np.linalg.inv(frame.affine[:3, :3]), axis=1)
     reach = [int(THINNEST / 2 / step) for step in apart]
     steps = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1)
@@ -82,11 +80,10 @@ def measured(scan: Scan, host: str, found: list[Component]) -> list[Lesion]:
         if STRUCTURES[name].kind == "organ" and name not in HOSTS[host] and region.count
     }
     parts = {name: scan.regions[name] for name in PLACES.get(host, ()) if name in scan.regions}
-    vessels = {
-        name: scan.regions[name] for name in contact.VESSELS if name in scan.regions and scan.regions[name].count
-    }
-    rank = itertools.count(1)
-    return [lesion(scan, host, component, next(rank), organs, parts, vessels) for component in there]
+    vessels = {name: region for name, region in scan.regions.items() if name in contact.VESSELS and region.count}
+    return [
+        lesion(scan, host, component, rank, organs, parts, vessels) for rank, component in enumerate(there, start=1)
+    ]
 
 
 def lesion(
@@ -99,7 +96,7 @@ def lesion(
     vessels: dict[str, Region],
 ) -> Lesion:
     region, frame = component.region, scan.frame
-    status = "truncated" if surface.sides(region.box, frame.shape) else "ok"
+    status: Status = "truncated" if surface.sides(region.box, frame.shape) else "ok"
     axes = diameter.axes(region, frame)
     window = surface.around(region.box, frame, max(frame.spacing))
     centre = np.argwhere(region.mask).mean(axis=0) + [start for start, _ in region.box]

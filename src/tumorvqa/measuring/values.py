@@ -11,6 +11,7 @@ from tumorvqa.measuring import surface
 
 FEW = 10  # voxels below which HU are not given
 PER_FACE = 1 / 12  # variance, in voxels squared, that each face of the surface adds to the count
+PARTIAL = 1.3  # the deeper voxels are blurred a little too
 SAMPLED = 8  # pairs of slices in which the correlation of noise is estimated
 
 
@@ -36,8 +37,8 @@ def hounsfield(hu: NDArray[np.int16], mask: NDArray[np.bool_]) -> HU:
     """Mean, standard deviation and median of `hu` over `mask`.
 
     Error: that of noise, sd sqrt(c / n) (for the sd and the median: / 2 and pi / 2 under the root), where c voxels are
-    as good as one independent one, and that of voxels that hold two tissues, estimated as the difference that leaving
-    out the voxels at the surface makes; if fewer than ten lie deeper, as half the difference to the voxels around.
+    as good as one independent one, and that of voxels that hold two tissues: 1.3 times the difference that leaving out
+    the voxels at the surface makes; if fewer than ten lie deeper, 0.65 times the difference to the voxels around.
     """
     count = int(np.count_nonzero(mask))
     if count < FEW:
@@ -45,14 +46,11 @@ def hounsfield(hu: NDArray[np.int16], mask: NDArray[np.bool_]) -> HU:
     inner = surface.core(mask)
     values, deep = hu[mask], hu[inner]
     found = np.array(moments(values))
-    if deep.size >= FEW:
-        partial = np.abs(found - moments(deep))
-    else:
-        partial = np.full(3, abs(found[0] - outside(hu, mask)) / 2)
+    partial = np.abs(found - moments(deep)) if deep.size >= FEW else np.full(3, abs(found[0] - outside(hu, mask)) / 2)
     noise = found[1] * math.sqrt(correlated(hu, mask, found[0], found[1]) / count)
-    errors = np.hypot(noise * np.array([1, math.sqrt(1 / 2), math.sqrt(math.pi / 2)]), partial)
-    names = ("mean", "sd", "median")
-    return HU(*(Measurement(*row) for row in zip(found.tolist(), ["HU"] * 3, errors.tolist(), ["ok"] * 3, names)))
+    errors = np.hypot(noise * np.sqrt([1, 1 / 2, math.pi / 2]), PARTIAL * partial)
+    rows = zip(found.tolist(), errors.tolist(), ("mean", "sd", "median"), strict=True)
+    return HU(*(Measurement(value, "HU", error, "ok", method) for value, error, method in rows))
 
 
 def moments(values: NDArray[np.int16]) -> tuple[float, float, float]:
@@ -78,9 +76,8 @@ def correlated(hu: NDArray[np.int16], mask: NDArray[np.bool_], mean: float, sd: 
     Gaussian has blurred is correlated, with rho the correlation of neighbours (in some slices only, for speed).
     """
     at = np.unique(np.linspace(0, max(mask.shape[2] - 2, 0), SAMPLED).astype(int))
-    pairs = [(slice(z, z + 2)) for z in at]
     sums, counts = np.zeros(3), np.zeros(3)
-    for pair in pairs:
+    for pair in (slice(z, z + 2) for z in at):
         inside, values = mask[..., pair], hu[..., pair] - np.float32(mean)
         for axis in range(3):
             front, back = ([slice(None)] * 3 for _ in range(2))

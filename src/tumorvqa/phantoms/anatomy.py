@@ -19,11 +19,16 @@ from tumorvqa.structures import HOSTS, PLACES, STRUCTURES
 EXTENT = ((-190.0, 190.0), (-150.0, 150.0), (-155.0, 150.0))
 WALL = 0.8  # mm of its organ around a lesion
 APART = 8.0  # mm between lesions, more than two voxels
-NEAR = 2.0  # mm from the wall of a lesion's organ to the organ that lies against it
+NEAR_RADIUS = 20.0  # mm, the most of a lesion that lies near another organ
+NEAR = 2.1  # mm from the wall of a lesion's organ to the organ that lies against it
 CLEAR = 7.0  # mm from that lesion to every other organ
-FREE = 2.5  # mm between organs
+FREE = 2.0  # mm between organs
 SMALLEST = 4.5  # mm, radius of a lesion
+THIN = 4.1  # mm, half of the least short axis
+SMALL_MM = 10.0  # long axis of a lesion of the pancreas that may lie in any part
+SHRINK = 0.9  # of lesions for which there is no room
 WINS = 1.8  # ratio by which the greatest burden leads
+EVEN = 0.6  # share of the largest lesion's radius
 TRIES = 40
 
 # Largest half axes; smaller organs have the same proportions within SPREAD
@@ -120,15 +125,15 @@ class Draft:
 
 
 def build(plan: Plan) -> Phantom:
-    """The phantom of a plan. Where an organ is too small for its lesions, the last of them goes."""
+    """The phantom of a plan. If an organ is too small for its lesions none is an outlier, or the last of them goes."""
     for attempt in range(TRIES):
         try:
             draft = drafted(plan, np.random.default_rng([plan.anatomy, attempt]))
             break
         except Crowded as crowded:
             organ = str(crowded)
-            if attempt % 4 == 3:
-                plan = replace(plan, lesions=plan.lesions | {organ: plan.lesions[organ][:-1]})
+            if attempt % 3 == 2:
+                plan = replace(plan, lesions=plan.lesions | {organ: eased(plan.lesions[organ])})
     else:
         raise ValueError(f"no room for the lesions of {plan.case}: ask for fewer or smaller ones, or larger organs.")
     random = np.random.default_rng([plan.scan, 2])
@@ -144,9 +149,16 @@ def build(plan: Plan) -> Phantom:
         tuple(draft.lesions),
         plan.annotated,
         plan.hu,
-        float(random.uniform(10, 14)),
+        float(random.uniform(14, 18)),
         tuple(zip(order, signs, strict=True)),
     )
+
+
+def eased(lesions: tuple[Wanted, ...]) -> tuple[Wanted, ...]:
+    """The same with less contrast of sizes, which lets the largest be smaller; if there is none, one less."""
+    if any(row.share < EVEN for row in lesions):
+        return tuple(replace(row, share=max(row.share, EVEN)) for row in lesions)
+    return lesions[:-1]
 
 
 def frame(random: np.random.Generator, top: float) -> Frame:
@@ -277,46 +289,53 @@ def grow(draft: Draft) -> None:
                 / 2
             )
             low = SMALLEST / min(row.share for row in wanted)
-            high = max(min(0.45 * smallest, 34.0) if organ == "liver" else min(0.62 * smallest, 19.0), low)
+            high = max(min(0.55 * smallest, 36.0) if organ == "liver" else min(0.62 * smallest, 19.0), low)
             host = sum(draft.solids[name].volume for name in HOSTS[organ])
             unit[organ] = 4 / 3 * math.pi * sum(row.share**3 for row in wanted) / host
             least[organ], most[organ] = unit[organ] * low**3, unit[organ] * high**3
     taken = sum(lesion.solid.volume for lesion in draft.lesions) / draft.solids["pancreas"].volume
     present = [organ for organ in plan.burden if plan.lesions.get(organ)]
-    burden: dict[str, float] = {"pancreas": taken}
-    for organ in reversed(present):  # the least first
+    reached: dict[str, float] = {"pancreas": taken}
+    for organ in present:
         if organ == "pancreas":
             continue
         low, high = least[organ], most[organ]
         if organ == present[0]:
-            low = min(max([low, *(WINS * burden.get(other, 0.0) for other in present[1:])]), high)
-        elif present[0] == "pancreas":
-            high = max(min(high, taken / WINS), low)
+            low = min(max([low, *(WINS * reached.get(other, least.get(other, 0.0)) for other in present[1:])]), high)
+            low = math.sqrt(low * high)
         else:
-            high = max(min(high, most[present[0]] / WINS / 1.5), low)
-        burden[organ] = math.exp(random.uniform(math.log(low), math.log(high)))
-    for organ in present:
-        if organ == "pancreas":
-            continue
-        size = (burden[organ] / unit[organ]) ** (1 / 3)
-        floor = SMALLEST / min(row.share for row in plan.lesions[organ])
-        while not place_all(draft, organ, max(size, floor)):
-            if size <= floor:
-                raise Crowded(organ)
-            size *= 0.92
+            high = max(min(high, reached[present[0]] / WINS), low)
+        size = (math.exp(random.uniform(math.log(low), math.log(high))) / unit[organ]) ** (1 / 3)
+        size = placed_all(draft, organ, size, SMALLEST / min(row.share for row in plan.lesions[organ]))
+        reached[organ] = unit[organ] * size**3
 
 
-def place_all(draft: Draft, organ: str, size: float) -> bool:
-    """All lesions of the liver or kidneys, the largest with radius `size`; or none of them."""
-    before, solids = list(draft.lesions), dict(draft.solids)
+def placed_all(draft: Draft, organ: str, size: float, floor: float) -> float:
+    """Places all lesions of the liver or kidneys, the largest with a radius of `size` or less, which is returned;
+    smaller rather than away from the organ it shall lie near, unless that cannot be.
+    """
     wanted = draft.plan.lesions[organ]
+    away = tuple(replace(row, near=None) for row in wanted)
+    ways = ((away, size),) if away == wanted else ((wanted, min(size, NEAR_RADIUS)), (away, size))
+    for rows, start in ways:
+        radius = max(start, floor)
+        while True:
+            if place_all(draft, organ, rows, radius):
+                return radius
+            if radius <= floor:
+                break
+            radius = max(radius * SHRINK, floor)
+    raise Crowded(organ)
+
+
+def place_all(draft: Draft, organ: str, wanted: tuple[Wanted, ...], size: float) -> bool:
+    """All lesions, the largest with radius `size`; or none of them."""
+    before, solids = list(draft.lesions), dict(draft.solids)
     flat = (1.0, 1.0) if wanted[0].near else tuple(draft.random.uniform(0.86, 1, 2).tolist())
     for row in wanted:
         host = organ if organ == "liver" else row.place
         radius = size * row.share
-        center = beside(draft, row, host, radius) if row.near else None
-        if center is None:
-            center = free_center(draft, row, host, radius)
+        center = beside(draft, row, host, radius) if row.near else free_center(draft, row, host, radius)
         if center is None:
             draft.lesions, draft.solids = before, solids
             return False
@@ -350,25 +369,24 @@ def beside(draft: Draft, wanted: Wanted, host: str, radius: float) -> Point | No
     """
     solid, name = draft.solids[host], wanted.near
     assert isinstance(solid, Ellipsoid) and name is not None
-    unit = draft.random.standard_normal((300, 3))
+    unit = draft.random.standard_normal((1000, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     feet = solid.at(unit)
-    normals = unit / np.array(solid.radii)
+    normals: Floats = unit / np.array(solid.radii)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     centers = feet - normals * (radius + WALL)
-    ball = sphere(120) * (radius + 0.3)
+    within = solid.inside(*np.moveaxis(centers[:, None] + sphere(80) * (radius + 0.3), 2, 0)).all(axis=1)
+    within &= centers[:, 2] + radius <= draft.top - APART
+    if host == "liver":
+        within &= draft.segments[wanted.place].room(centers) >= radius
     ways = []
-    for center, foot, normal in zip(centers, feet, normals, strict=True):
-        surface = (center + ball).T
-        if not solid.inside(*surface).all() or center[2] + radius > draft.top - APART:
-            continue
-        if host == "liver" and not draft.segments[wanted.place].inside(*surface).all():
-            continue
+    for center, foot, normal in zip(centers[within], feet[within], normals[within], strict=True):
         moved = against(draft.solids[name], host, name, foot, normal)
-        ways.append((travelled(draft.solids[name], moved), as_point(center), moved))
+        if in_body(moved):
+            ways.append((travelled(draft.solids[name], moved), as_point(center), moved))
     for _, center, moved in sorted(ways, key=lambda way: way[0])[:TRIES]:
         lesion = Ellipsoid(center, (radius,) * 3)
-        if not draft.apart(np.array(center), radius) or not fits(draft, name, moved):
+        if not draft.apart(np.array(center), radius) or not free(draft, name, moved):
             continue
         others = [
             other
@@ -403,15 +421,19 @@ def travelled(before: Solid, after: Solid) -> float:
     return max(math.dist(a, b) for a, b in zip(before.points, after.points, strict=True))
 
 
-def fits(draft: Draft, name: str, solid: Solid) -> bool:
-    """Whether a solid could stand in for `name`: in the body and the scan, and free of all else."""
+def in_body(solid: Solid) -> bool:
+    """Whether a solid lies within the fat under the skin, and above the lower end of the scan."""
     points, radius = solid.samples
     low, high = points.min(axis=0) - radius, points.max(axis=0) + radius
     if low[2] < EXTENT[2][0] + 4 or high[2] > EXTENT[2][1] - 4:
         return False
     x, y, _ = (np.abs(points) + radius).T
-    if ((x / BODY[0]) ** 3 + (y / BODY[1]) ** 3 > SKIN**3).any():
-        return False
+    return bool(((x / BODY[0]) ** 3 + (y / BODY[1]) ** 3 <= SKIN**3).all())
+
+
+def free(draft: Draft, name: str, solid: Solid) -> bool:
+    """Whether a solid could stand in for `name` without meeting anything else."""
+    low, high = solid.bounds
     for other, item in draft.solids.items():
         a, b = item.bounds
         if other == name or (a > high + FREE).any() or (b < low - FREE).any():
@@ -422,7 +444,17 @@ def fits(draft: Draft, name: str, solid: Solid) -> bool:
 
 
 def place_in_pancreas(draft: Draft, wanted: Wanted) -> None:
-    """Along the tube in its part; a ball that reaches a vessel, which is moved to where the angle is right."""
+    """Along the tube in its part, small ones in another if that is full; a ball that reaches a vessel, which is moved
+    to where the angle is right.
+    """
+    others = PLACES["pancreas"] if wanted.long_mm <= SMALL_MM else ()
+    if not any(in_part(draft, replace(wanted, place=place)) for place in (wanted.place, *others)):
+        raise Crowded("pancreas")
+
+
+def in_part(draft: Draft, wanted: Wanted) -> bool:
+    """Whether a place was found; lesions are thin unless theirs shall be the greatest burden."""
+    wins = next((organ for organ in draft.plan.burden if draft.plan.lesions.get(organ)), "") == "pancreas"
     tube = draft.solids["pancreas"]
     assert isinstance(tube, Tube)
     span = PLACES["pancreas"].index(wanted.place)
@@ -430,15 +462,17 @@ def place_in_pancreas(draft: Draft, wanted: Wanted) -> None:
     half = wanted.long_mm / 2
     across = np.array([way[1], -way[0], 0.0])
     across *= -np.sign(across[1])  # backwards, where the vessels are
-    for _ in range(6 * TRIES):
+    for _ in range(3 * TRIES):
         along = draft.random.uniform(0, length)
         on_axis = start + along * way
         if wanted.vessel:
             if touching(draft, wanted, on_axis, across):
-                return
+                return True
             continue
         thick = min(half, tube.radius - WALL, 14.0)
-        thick = max(min(SMALLEST, thick), thick * draft.random.uniform(0.75, 1))
+        if not wins:
+            thick = min(thick, THIN)
+        thick = max(min(THIN, thick), thick * draft.random.uniform(0.75, 1))
         aside = draft.random.uniform(-1, 1) * (tube.radius - WALL - thick)
         solid = Ellipsoid(
             as_point(on_axis + aside * across), (half, thick, thick), math.atan2(float(way[1]), float(way[0]))
@@ -447,13 +481,18 @@ def place_in_pancreas(draft: Draft, wanted: Wanted) -> None:
         within = bool(np.sqrt(tube.squared(*surface.T)).max() <= tube.radius - WALL / 2)
         if within and (tube.span_of(*surface.T) == span).all() and apart_by_surface(draft, solid):
             draft.add("pancreas", wanted, "pancreas", solid)
-            return
-    raise Crowded("pancreas")
+            return True
+    return False
 
 
 def apart_by_surface(draft: Draft, solid: Ellipsoid) -> bool:
     """Long lesions side by side are apart though balls around them meet."""
-    return all(gap(solid, other.solid) >= APART for other in draft.lesions if other.organ == "pancreas")
+    others = [other.solid for other in draft.lesions if other.organ == "pancreas"]
+    return all(
+        math.dist(solid.center, other.center) >= max(solid.radii) + max(other.radii) + APART
+        or gap(solid, other) >= APART
+        for other in others
+    )
 
 
 def touching(draft: Draft, wanted: Wanted, on_axis: Floats, across: Floats) -> bool:
@@ -464,12 +503,12 @@ def touching(draft: Draft, wanted: Wanted, on_axis: Floats, across: Floats) -> b
     assert isinstance(tube, Tube) and isinstance(old, Tube)
     r, R, half = old.radius, wanted.long_mm / 2, math.radians(wanted.degrees) / 2
     d = r * math.cos(half) + math.sqrt(R**2 - (r * math.sin(half)) ** 2)
-    away = tube.radius + r + FREE + 0.2
+    away = tube.radius + r + NEAR
     x, y, z = (on_axis + away * across).tolist()
     vessel = Tube(((x, y, z - VESSEL_REACH), (x, y, z + VESSEL_REACH)), r)
     center = on_axis + (away - d) * across
     ball = Ellipsoid(as_point(center), (R, R, R))
-    if abs(away - d) > tube.radius or not fits(draft, str(wanted.vessel), vessel):
+    if abs(away - d) > tube.radius or not free(draft, str(wanted.vessel), vessel):
         return False
     if not (tube.span_of(*ball.surface(200).T) == PLACES["pancreas"].index(wanted.place)).all():
         return False

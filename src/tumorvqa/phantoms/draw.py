@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tumorvqa.phantoms.anatomy import Plan, Wanted, build
+from tumorvqa.phantoms.anatomy import EVEN, Plan, Wanted, build
 from tumorvqa.phantoms.phantom import Phantom
 from tumorvqa.scans import Contrast, Meta
 from tumorvqa.structures import KINDS, PLACES
@@ -47,7 +47,7 @@ KIDNEYS = (  # left, right, what the comparison says
 SAME, APART = 0.01, 1.12  # ratio of the kidneys' volumes less 1, and ratio
 CAUDATE = ((0.15, 0.35), (0.25, 0.5), (0.8, 0.95), (0.85, 1.05), (0.8, 1.05))
 
-# HU of organs (sd of noise 10 to 14) and of what is always there
+# HU of organs (sd of noise 14 to 18) and of what is always there
 ENHANCED: dict[str, dict[str, Range]] = {
     "arterial": {"liver": (60, 80), "spleen": (105, 140), "pancreas": (88, 120), "kidney": (140, 185)},
     "venous": {"liver": (92, 120), "spleen": (108, 135), "pancreas": (82, 110), "kidney": (160, 205)},
@@ -93,12 +93,12 @@ LIVER_LESIONS: tuple[tuple[int, ...], ...] = (
 NEIGHBOURS = {  # of the largest liver lesion, by the end of its segment's name
     "1": ("adrenal_gland_right", "duodenum", None),
     "2": ("stomach", "stomach", None),
-    "3": ("stomach", "colon", None),
+    "3": ("stomach", "stomach", None),
     "4": ("gallbladder", "stomach", None),
     "5": ("gallbladder", "colon", "duodenum", "gallbladder"),
-    "6": ("kidney_right", "colon", "duodenum", "kidney_right"),
+    "6": ("kidney_right", "colon", "kidney_right"),
     "7": ("kidney_right", "adrenal_gland_right", None),
-    "8": ("gallbladder", None),
+    "8": (None,),
     "left": ("adrenal_gland_left", "colon", None),
     "right": ("adrenal_gland_right", "colon", None),
 }
@@ -117,7 +117,7 @@ CYST_HU = ((-6, 14), (25, 31), (82, 105))  # simple, indeterminate (below 34.8, 
 TUMOR_HU = (42, 68)  # without contrast medium
 OFF = 6  # HU between a lesion and its organ where they differ
 
-PANCREAS_LESIONS = (0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6)
+PANCREAS_LESIONS = (0, 0, 0, 0, 0, 1, 2, 2, 3, 3, 4, 5, 6)
 PANCREAS_KINDS = (
     (("pdac",), ("pnet",), ("cyst",), ("pdac",), ("pnet",), ("cyst",), ("lesion",)),
     (("pdac",), ("pnet",), ("cyst",), *[("pdac", "pnet"), ("pdac", "cyst"), ("pnet", "cyst")] * 2, ("cyst", "lesion")),
@@ -136,10 +136,17 @@ STAGES = {  # stage and contact: none, an angle the rules call borderline, or on
     ),
     "pnet": (*[("T1", 0)] * 3, ("T2", 0), *[("T3", 0)] * 3, ("T4", 265)),
 }
-LONG_MM = {"T1": (11.5, 17.5), "T2": (23, 36), "T3": (42.5, 47), "T4": (20, 29)}
+LONG_MM = {"T1": (11.5, 17.5), "T2": (23, 36), "T3": (42.5, 47), "T4": (22, 27)}
 PSEUDOCYST_HU = ((-4, 7), (22, 45))
 RESECTED_CYST_MM = ((11, 22), (34.5, 42))  # not above 3 cm and 3 cm^3, above 3 cm
 COLON_LESIONS = (0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6)
+BURDENS = (  # organs by burden; the pancreas, which is small, often leads unasked
+    ("liver", "kidney", "pancreas"),
+    ("liver", "pancreas", "kidney"),
+    ("kidney", "liver", "pancreas"),
+    ("kidney", "pancreas", "liver"),
+    ("pancreas", "liver", "kidney"),
+)
 SEVERAL = 3  # lesions, of which one may be an outlier
 OUTLIER_SHARE = 0.27  # of the largest's radius
 
@@ -196,11 +203,15 @@ def planned(index: int, seed: int, decks: Decks, random: np.random.Generator, ag
     }
     annotated = []
     for organ, kinds in KINDS.items():
-        if decks(f"{organ} annotated", (True,) * 11 + (False,)):
+        if decks(f"{organ} annotated", (True,) * 15 + (False,)):
             present = {row.kind for row in lesions[organ]}
             annotated += [f"{organ}_{kind}" for kind in kinds if kind in present or random.random() < 0.92]
         else:
             lesions[organ] = ()
+    order = decks("burden", BURDENS)
+    if lesions["liver"] and order[0] == "liver" and (lesions["kidney"] or lesions["pancreas"]):
+        lesions["liver"] = tuple(replace(row, near=None) for row in lesions["liver"])  # room to be large
+        lesions["kidney"] = tuple(replace(row, share=max(row.share, EVEN)) for row in lesions["kidney"])
     return Plan(
         f"phantom_{index:05d}",
         f"phantom-{seed}-{index}",
@@ -211,17 +222,7 @@ def planned(index: int, seed: int, decks: Decks, random: np.random.Generator, ag
         hu,
         float(random.uniform(*decks("caudate", CAUDATE))),
         coloured(lesions, hu, contrast, decks, random),
-        decks(
-            "burden",
-            (
-                ("liver", "kidney", "pancreas"),
-                ("liver", "pancreas", "kidney"),
-                ("kidney", "liver", "pancreas"),
-                ("kidney", "pancreas", "liver"),
-                ("pancreas", "liver", "kidney"),
-                ("pancreas", "kidney", "liver"),
-            ),
-        ),
+        order,
         tuple(annotated),
         truncated,
     )
@@ -404,7 +405,7 @@ def pancreas_lesions(decks: Decks, random: np.random.Generator) -> tuple[Wanted,
                     if degrees > 180
                     else ("superior_mesenteric_artery")
                 )
-                long_mm = min(long_mm, 26.0)
+                long_mm = min(long_mm, 27.0)
             if vessel in {row.vessel for row in rows}:
                 vessel, degrees = None, 0
         elif kind == "cyst":

@@ -29,7 +29,8 @@ class Phantom:
     """One case in RAS millimetres. Organs and vessels do not meet; lesions lie in their organ, which includes them,
     except for those that reach out of the pancreas to a vessel, by which the pancreas grows.
 
-    `hu` is the mean of each tissue (an organ's is without its lesions), `noise` their standard deviation. `turned` is
+    `hu` is the mean of each tissue (an organ's is without its lesions), `noise` their standard deviation
+    (of lesions a share of it). `turned` is
     how the case is written: for X, Y and Z the file's axis and its direction.
     """
 

@@ -7,10 +7,11 @@ from scipy.ndimage import gaussian_filter
 from tumorvqa.phantoms.phantom import Phantom
 from tumorvqa.phantoms.shapes import Bools, Ellipsoid, Floats, Solid, Tube
 from tumorvqa.scans import Box, Region, Scan
-from tumorvqa.structures import HOSTS, KINDS, PLACES
+from tumorvqa.structures import KINDS, PLACES
 
-PSF_MM = 1.2  # standard deviation of the blur
-CORRELATION = 0.7  # of the noise, in voxels
+PSF_MM = 0.85  # standard deviation of the blur
+CORRELATION = 0.45  # of the noise, in voxels
+LESION_NOISE = 0.4  # lesions vary less than organs: whether one is as bright as its organ can be told
 AIR, FAT, BELLY, BONE = -1000.0, -105.0, -65.0, 190.0
 BODY = (184.0, 142.0)  # mm, half axes of a superellipse of power 3 in X and Y
 SKIN = 0.93  # where the fat under the skin begins, as a share of the body
@@ -70,19 +71,20 @@ def render(phantom: Phantom) -> Scan:
     section[SPINE.inside(x[..., 0], y[..., 0], z[0, 0, 0])] = BONE
     hu = np.repeat(section[:, :, None], phantom.frame.shape[2], axis=2)
     tissue = np.zeros(phantom.frame.shape, np.uint8)  # 0 is what is calibrated by nothing
-    targets = [0.0]
+    targets, spreads = [0.0], [0.0]
 
-    def paint(box: Box, mask: Bools, value: float) -> None:
+    def paint(box: Box, mask: Bools, value: float, noise: float) -> None:
         hu[cut(box)][mask] = value
         tissue[cut(box)][mask] = len(targets)
         targets.append(value)
+        spreads.append(noise)
 
     masks: dict[str, NDArray[np.bool_]] = {}
     regions: dict[str, Region] = {}
     blood = np.zeros(phantom.frame.shape, bool)
     for name, solid in phantom.solids.items():
         box, mask = spread(solid, lines)
-        paint(box, mask, phantom.hu[name])
+        paint(box, mask, phantom.hu[name], phantom.noise)
         if name in phantom.vessels:
             blood[cut(box)] |= mask
         regions[name] = Region.of(mask, (box[0][0], box[1][0], box[2][0]))
@@ -90,7 +92,7 @@ def render(phantom: Phantom) -> Scan:
     for lesion in phantom.lesions:
         box, mask = spread(lesion.solid, lines)
         mask &= ~blood[cut(box)]
-        paint(box, mask, lesion.hu)
+        paint(box, mask, lesion.hu, LESION_NOISE * phantom.noise)
         name = f"{lesion.organ}_{lesion.kind}"
         if name in drawn:
             masks.setdefault(name, np.zeros(phantom.frame.shape, bool))[cut(box)] |= mask
@@ -103,13 +105,12 @@ def render(phantom: Phantom) -> Scan:
         for name in PLACES[organ]:
             part = regions[organ].mask & phantom.part(name, *open_grid(lines, box))
             regions[name] = Region.of(part, (i, j, k))
-    assert set(HOSTS["kidney"]) <= set(regions)
     return Scan(
         phantom.case,
         phantom.patient,
         "phantom",
         phantom.frame,
-        calibrated(scanned(hu, phantom), tissue, np.array(targets), phantom.noise),
+        calibrated(scanned(hu, phantom), tissue, np.array(targets), np.array(spreads)),
         regions,
         phantom.meta,
         provenance="phantom",
@@ -135,14 +136,14 @@ def scanned(hu: NDArray[np.float32], phantom: Phantom) -> NDArray[np.float32]:
 
 
 def calibrated(
-    hu: NDArray[np.float32], tissue: NDArray[np.uint8], targets: Floats, spread_hu: float
+    hu: NDArray[np.float32], tissue: NDArray[np.uint8], targets: Floats, spreads: Floats
 ) -> NDArray[np.int16]:
-    """Each tissue's voxels scaled and shifted to its mean and to the standard deviation `spread_hu`; 0 as it is."""
+    """Each tissue's voxels scaled and shifted to its mean and standard deviation; 0 as it is."""
     labels = tissue.ravel()
     count = np.maximum(np.bincount(labels, minlength=len(targets)), 1)
     mean = np.bincount(labels, hu.ravel(), len(targets)) / count
     sd = np.sqrt(np.maximum(np.bincount(labels, hu.ravel().astype(np.float64) ** 2, len(targets)) / count - mean**2, 0))
-    scale = np.where(sd > 0, spread_hu / np.where(sd > 0, sd, 1), 1.0)
+    scale = np.where(sd > 0, spreads / np.where(sd > 0, sd, 1), 1.0)
     shift = targets - mean * scale
     scale[0], shift[0] = 1, 0
     steady = hu * scale[tissue].astype(np.float32) + shift[tissue].astype(np.float32)

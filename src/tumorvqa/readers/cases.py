@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import ndimage
 from tumorvqa.readers import frames, nifti, patients, totalsegmentator
 from tumorvqa.readers.folders import CaseFiles, ours
 from tumorvqa.scans import EMPTY, Box, CaseFault, Region, Scan
-from tumorvqa.structures import MEASURED
+from tumorvqa.structures import MEASURED, STRUCTURES
 
 Provenance = Literal["human", "ai", "phantom", "unknown"]
 SOURCES = {"abdomenatlas": "AbdomenAtlas", "totalsegmentator": "TotalSegmentator"}
@@ -55,9 +56,8 @@ def read_noting(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> tup
             notes += [f"{files.name(path)} was resampled onto the CT's voxels."] * (how == "resampled")
             box = ndimage.find_objects(placed, 1)[0]
             if box is None and name in MEASURED and files.layout == "abdomenatlas":
-                raise CaseFault(
-                    f"{files.name(path)} has no voxel: delete the file if the {name.replace('_', ' ')} was not annotated."
-                )
+                title = STRUCTURES[name].title
+                raise CaseFault(f"{files.name(path)} has no voxel: delete the file if the {title} was not annotated.")
             found[name].append(cut(placed.view(bool), box))
     regions = {name: union(parts) for name, parts in found.items() if name not in faults}
     identity = row.get("patient") or files.id
@@ -76,9 +76,7 @@ def read_noting(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> tup
 
 
 def provenance(files: CaseFiles, row: dict[str, str]) -> Provenance:
-    """What the table says; else AI if TotalSegmentator or a `_` made any mask, human if none of an AbdomenAtlas folder's
-    is marked so.
-    """
+    """What the table says; else AI if any mask is TotalSegmentator's or is marked `_`; human if no mask is."""
     if row.get("provenance") in ("human", "ai", "phantom"):
         return cast(Provenance, row["provenance"])
     if files.layout == "totalsegmentator" or files.by_ai:
@@ -86,7 +84,7 @@ def provenance(files: CaseFiles, row: dict[str, str]) -> Provenance:
     return "human" if files.masks else "unknown"
 
 
-def image_paths(files: CaseFiles) -> list:
+def image_paths(files: CaseFiles) -> list[Path]:
     return [path for path in files.paths if path != files.meta and path not in files.names]
 
 
@@ -105,9 +103,8 @@ def fits(headers: list[nifti.Header], memory_gb: float) -> None:
         needed = 2 * headers[0].voxels + header.raw_bytes + 2 * header.voxels
         if needed > memory_gb * 1e9:
             size = " x ".join(map(str, header.shape))
-            raise CaseFault(
-                f"{header.name} says it has {size} voxels, which need {needed / 1e9:.3g} GB; the cap is {memory_gb:g} GB."
-            )
+            much = f"which need {needed / 1e9:.3g} GB; the cap is {memory_gb:g} GB"
+            raise CaseFault(f"{header.name} says it has {size} voxels, {much}.")
 
 
 def labelled(labels: NDArray, names: dict[int, str], file: str) -> Iterator[tuple[str, Region]]:

@@ -61,7 +61,7 @@ class CaseFiles:
 
 
 def find_cases(folder: Path | str) -> list[CaseFiles]:
-    """All cases below `folder` (a folder with a ct.nii.gz is a case; so is `folder` itself), in the order of their ids."""
+    """All cases in `folder`, in the order of their ids: its folders with a ct.nii.gz, or itself if it has one."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder.name!r} is not a folder; give the folder that holds the cases' folders.")
@@ -166,7 +166,5 @@ def table(path: Path) -> dict[str, dict[str, str]]:
 
 def ours(row: dict) -> dict[str, str]:
     """What we keep of a row or of meta.json."""
-    kept = {
-        COLUMNS[str(key).strip().lower()]: value for key, value in row.items() if str(key).strip().lower() in COLUMNS
-    }
-    return {key: str(value) for key, value in kept.items() if value not in (None, "")}
+    named = {str(key).strip().lower(): str(value) for key, value in row.items() if value not in (None, "")}
+    return {COLUMNS[key]: value for key, value in named.items() if key in COLUMNS}

@@ -85,7 +85,7 @@ def read_header(path: Path, name: str) -> Header:
 
 
 def placed(header: nib.Nifti1Header, sizes: list[int]) -> tuple[NDArray[np.float64], str, float]:
-    """The affine (sform if its code is set, else qform, else spacing alone), which it was, and how far apart both are."""
+    """The affine (sform if its code is set, else qform, else spacing alone), which it is, how far apart both lie."""
     sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     apart = 0.0
     if sform is not None and qform is not None:
@@ -106,9 +106,7 @@ def read_voxels(header: Header) -> NDArray:
                 got += len(part)
             file.read(1)
     except (OSError, EOFError, zlib.error):
-        raise CaseFault(
-            f"{header.name} is damaged: its compressed data end early or are wrong. Copy it again."
-        ) from None
+        raise CaseFault(f"{header.name} is damaged: its compressed data are wrong or end early.") from None
     if got < raw.size:
         raise CaseFault(f"{header.name} is cut off: {got} of {raw.size} bytes of voxels are there. Copy it again.")
     voxels = raw.view(header.dtype).reshape(header.shape, order="F")

@@ -1,11 +1,11 @@
-"""Names of TotalSegmentator v2, task "total": label n of its maps is the n-th name, and its folders hold a file of each.
+"""Names of TotalSegmentator v2, task "total": label n of a map is the n-th name, and folders hold a file of each.
 
 Source: the label table that the program writes into its maps (Wasserthal et al., Radiology: AI 2023, 5(5):e230024).
 """
 
 from tumorvqa.structures import NAMED
 
-CLASSES = """
+TABLE = """
 spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left
 lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right
 esophagus trachea thyroid_gland small_bowel duodenum colon urinary_bladder prostate kidney_cyst_left
@@ -22,7 +22,8 @@ gluteus_minimus_left gluteus_minimus_right autochthon_left autochthon_right ilio
 skull rib_left_1 rib_left_2 rib_left_3 rib_left_4 rib_left_5 rib_left_6 rib_left_7 rib_left_8 rib_left_9
 rib_left_10 rib_left_11 rib_left_12 rib_right_1 rib_right_2 rib_right_3 rib_right_4 rib_right_5 rib_right_6
 rib_right_7 rib_right_8 rib_right_9 rib_right_10 rib_right_11 rib_right_12 sternum costal_cartilages
-""".split()
+"""
+CLASSES = TABLE.split()
 
 # Lobes of a lung: the lung is all of them
 WHOLE = {name: f"lung_{name.split('_')[-1]}" for name in CLASSES if name.startswith("lung_")}

@@ -58,10 +58,12 @@ def _value(question: Question, text: str) -> Value | None:
 # Letters
 
 NEGATED_AFTER = (
-    r"(?!\W+(?:(?:is|was|are|would be|seems|can be|must be)\W+)?(?:not|incorrect|wrong|false|excluded|ruled))"
+    r"(?!\W+(?:(?:is|was|are|would be|seems|can be|must be)\W+)?(?:incorrect|wrong|false|excluded|ruled)"
+    r"|\W+(?:(?:is|was|does|would|can|could|may)(?:n't|\W+not\b)|cannot\b))"
 )
 NOT_ARTICLE = r"(?:because|since|as|due|given|and|with|for|based|which|or|is|was|seems)\b"
 CUED_LETTER = re.compile(
+    r"(?<!\bnot )(?<!n't )(?<!never )"
     r"\b(?:answers?|option|choice|choose|chose|pick|select|go with|correct one|boxed|(?:so|therefore|thus|hence),?)"
     r"(?!\w)"
     r"(?:[\s:=(\[{\"'#-]|\b(?:is|be|was|would|must|should|the|answer|correct|option|choice|letter|therefore|text)\b)*"
@@ -74,7 +76,7 @@ LETTER_IS_IT = re.compile(
 )
 LONE_LETTER = re.compile(r"^[^\w\n]*(?P<letter>[A-Za-z])[^\w\n]*$", re.MULTILINE)
 ANY_LETTER = re.compile(
-    r"(?<!\bnot )(?<!\bthan )(?<!neither )(?<!\bnor )(?<!n't )(?<!\bnot option )"
+    r"(?<!\bnot )(?<!\bthan )(?<!neither )(?<!\bnor )(?<!n't )(?<!\bnot option )(?<!\bnot choose )"
     r"(?<!hepatitis )(?<!vitamin )(?<!type )(?<!grade )(?<!class )(?<!stage )(?<!pugh )"
     r"(?<![A-Za-z0-9'])(?P<letter>[A-Z])(?![A-Za-z0-9']|-[a-z])" + NEGATED_AFTER
 )
@@ -198,7 +200,7 @@ def number(text: str, unit: str = "") -> float | None:
             found.append((match.start(), end, -value if match["sign"] else value, which))
     for i in range(len(found) - 2, -1, -1):  # 2.5 x 1.8 cm, 10-12 mm: one unit for both
         between = text[found[i][1] : found[i + 1][0]]
-        if found[i][3] is None and re.fullmatch(r"\s*(?:x|×|by|to|-|–)?\s*", between, re.IGNORECASE):
+        if found[i][3] is None and re.fullmatch(r"\s*(?:x|×|by|to|and|-|–)?\s*", between, re.IGNORECASE):
             found[i] = (*found[i][:3], found[i + 1][3])
     right = [row for row in found if row[3] is not None and row[3][0] == quantity]
     usable = right or [row for row in found if row[3] is None]

@@ -48,15 +48,10 @@ def score(
 
     group_names = sorted({question.group for question in questions}, key=lambda name: (*GROUPS, name).index(name))
     subtype_names = list(dict.fromkeys(question.subtype for question in questions))
-    members = np.array(
-        [
-            [
-                True,
-                *(question.group == name for name in group_names),
-                *(question.subtype == name for name in subtype_names),
-            ]
-            for question in questions
-        ]
+    groups, subtypes = (np.array([getattr(row, name) for row in questions]) for name in ("group", "subtype"))
+    everything = np.ones(len(questions), bool)
+    members = np.stack(
+        [everything, *(groups == name for name in group_names), *(subtypes == name for name in subtype_names)], axis=1
     )
     points = np.array([[row.score, row.score - row.chance] for row in judged])
     samples = resampled_means(points, [question.case for question in questions], members, resamples, seed)

@@ -28,6 +28,12 @@ def _band(value: float | None, edges: tuple[float, ...], unit: str) -> str | Non
     return f"{edges[at - 1]:g}{unit} or more" if at == len(edges) else f"{edges[at - 1]:g} to {edges[at]:g}{unit}"
 
 
+def _order(band: str) -> tuple[float, str]:
+    """By the lower edge, words by the alphabet."""
+    first = band.split()[0]
+    return float(first) if first.isdigit() else -1.0, band
+
+
 STRATA: dict[str, Callable[[Question, Meta], str | None]] = {
     "contrast": lambda question, meta: meta.contrast,
     "sex": lambda question, meta: meta.sex,
@@ -54,7 +60,7 @@ def strata(
     found: dict[str, dict[str, Stratum]] = {}
     for name, band_of in STRATA.items():
         bands = [band_of(question, metas.get(question.case, Meta())) for question in asked]
-        values = [value for band in sorted({b for b in bands if b is not None}) for value in (band,)]
+        values = sorted({band for band in bands if band is not None}, key=_order)
         if not values:
             continue
         members = np.array([[band == value for value in values] for band in bands])
