@@ -243,7 +243,9 @@ def _organs(measurements: Sequence[Measurements]) -> Iterator[dict[str, Any]]:
         organs = [of.organs[name] for of in measurements if name in of.organs]
         if not organs:
             continue
-        volumes = sorted(organ.volume.value for organ in organs if organ.volume.value is not None)
+        volumes = sorted(
+            organ.volume.value for organ in organs if organ.volume.value is not None and organ.volume.status == "ok"
+        )
         hus = sorted(organ.hu.value for organ in organs if organ.hu.value is not None)
         other = Counter(words.STATUS[organ.volume.status] for organ in organs if organ.volume.status != "ok")
         yield {
@@ -288,15 +290,19 @@ def _agreements(of: Scores, by_id: Mapping[str, Question], right_of: Mapping[str
             "key": of.key,
             "unit": words.unit(unit),
             "count": len(found),
-            "bias": bias,
-            "low": bias - spread,
-            "high": bias + spread,
+            "bias": _signed(bias),
+            "low": _signed(bias - spread),
+            "high": _signed(bias + spread),
             "lines": [(value + reach) / (2 * reach) for value in (bias - spread, 0.0, bias, bias + spread)],
             "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), said, right)
                      for x, y, (said, right) in zip(middles, differences, found, strict=True)][::step],
             "ends": (words.said(low), words.said(high)),
             "reach": words.said(reach),
         }  # fmt: skip
+
+
+def _signed(value: float) -> str:
+    return ("+" if value >= 0 else "") + words.said(value)
 
 
 def _rounded_up(value: float) -> float:
@@ -323,7 +329,7 @@ def _failures(
             "text": question.text,
             "right": f"{right_of.get(question.qid, question.answer).text} {words.unit(question.unit)}".strip(),
             "said": _said(question, judged.parsed),
-            "margin": "exact" if question.margin is None else f"{question.margin:.3g}",
+            "margin": words.margin(question),
             "page": f"{pages[question.case]}#q-{question.qid}" if question.case in pages else None,
         }
         for judged, question in wrong[:MOST_FAILURES]

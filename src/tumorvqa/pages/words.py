@@ -72,6 +72,13 @@ def said(value: Value) -> str:
     return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e4 else f"{value:,.0f}".replace("-", "−")
 
 
+def margin(of: Question) -> str:
+    """How many uncertainties the truth lies from another answer."""
+    if of.margin is None:
+        return "exact"
+    return f"{of.margin:.3g}" if of.margin < 1000 else "over 1,000"
+
+
 def mark(question: Question, words: str) -> tuple[bool | None, str]:
     """Whether what a model said chooses or states the right option, and that in words; None where it does neither, then
     the words say how far a number is off.
