@@ -153,11 +153,12 @@ def score(
     split: str = "",
     strict_authors: bool = False,
     resamples: int = 2000,
+    key: Path | None = None,
     to: Path | None = None,
 ) -> None:
     """Score answers: by group, micro and macro, with intervals over cases; --strict-authors: as the authors score."""
     sets = import_module("tumorvqa.sets")
-    scores = sets.score_files(questions, predictions, format, model, split, strict_authors, resamples)
+    scores = sets.score_files(questions, predictions, format, model, split, strict_authors, resamples, key)
     if to is not None:
         sets.write_scores(to, scores)
     console().print(sets.scores_table(scores))

@@ -24,9 +24,18 @@ from tumorvqa.readers.cases import read_case
 from tumorvqa.readers.folders import CaseFiles, find_cases
 from tumorvqa.rules.packs import Pack, load_pack
 from tumorvqa.scoring.predictions import write_predictions
-from tumorvqa.scoring.score import score
-from tumorvqa.scoring.scores import Scores
-from tumorvqa.sets import Asked, ask_into, measured_in, percent, report_of, subtype_counts, write_scores
+from tumorvqa.scoring.scores import Format, Scores
+from tumorvqa.sets import (
+    Asked,
+    ask_into,
+    measured_in,
+    percent,
+    report_of,
+    scored,
+    subtype_counts,
+    write_key,
+    write_scores,
+)
 from tumorvqa.work import Executor, here, in_processes, measure_all, progress_bar
 
 SALT = "demo"  # nobody is to be protected, and every run is to be the same
@@ -74,6 +83,7 @@ def demo(out: Path, cases: int = 96, workers: int = 2, seed: int = 0, rules: str
     measured = {case.case: case for case in measured_in(out)}
     truths = {case.id: truth_of(case) for case in files}
     analytic, without = analytic_key(asked.questions, truths, pack)
+    write_key(out / "keys" / "analytic.json", analytic)
     seen = views(files, out / "views", ("perturbed", "threshold", "stretched"), SALT, workers)
     masks = {
         "agent-oracle": measured,
@@ -152,13 +162,11 @@ def judged(
     key: Mapping[str, Answer] | None = None,
 ) -> Scores:
     """Scores of a model, kept beside its answers; with a second key of what that key answers."""
-    format, of = ("free" if free else "mc"), ("masks" if key is None else "analytic")
+    format: Format = "free" if free else "mc"
     write_predictions(out / "predictions" / f"{model}.{format}.jsonl", said)
-    if key is not None:
-        questions = [question for question in questions if question.qid in key]
-        said = [prediction for prediction in said if prediction.qid in key]
-    scores = score(questions, said, format, model, key=of, answers=key)  # type: ignore[arg-type]
-    write_scores(out / "scores" / f"{model}.{format}.{of}.json", scores)
+    name = "masks" if key is None else "analytic"
+    scores = scored(questions, said, format, model, answers=key, key=name)
+    write_scores(out / "scores" / f"{model}.{format}.{name}.json", scores)
     return scores
 
 

@@ -7,7 +7,7 @@ predictions/MODEL.FORMAT.jsonl   scores/MODEL.FORMAT.KEY.json        report.html
 import os
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tumorvqa.baselines.blind import BLIND
 from tumorvqa.formats import read_questions, write_questions
 from tumorvqa.measurements import Measurements
 from tumorvqa.pages.report import write_report
-from tumorvqa.question import GROUPS, Prediction, Question
+from tumorvqa.question import GROUPS, Answer, Prediction, Question
 from tumorvqa.rules.packs import load_pack
 from tumorvqa.scoring import leaderboard
 from tumorvqa.scoring.compare import Comparison, compare
@@ -99,11 +99,30 @@ def score_files(
     split: str = "",
     strict_authors: bool = False,
     resamples: int = 2000,
+    key: Path | None = None,
 ) -> Scores:
-    """The scores of a file of answers; with `split` on its questions alone."""
+    """The scores of a file of answers; with `split` on its questions alone, with `key` by and on the answers of it."""
     asked, said = in_split(read_questions(questions), read_predictions(predictions), split)
     name = model or predictions.name.removesuffix(".jsonl").removesuffix(f".{format}")
-    return score(asked, said, format, name, strict_authors=strict_authors, resamples=resamples)
+    answers = None if key is None else read_key(key)
+    return scored(asked, said, format, name, strict_authors, resamples, answers, "masks" if key is None else key.stem)
+
+
+def scored(
+    questions: Sequence[Question],
+    said: Sequence[Prediction],
+    format: Format,
+    model: str,
+    strict_authors: bool = False,
+    resamples: int = 2000,
+    answers: Mapping[str, Answer] | None = None,
+    key: str = "masks",
+) -> Scores:
+    """`score`, with a second key on the questions that it answers."""
+    if answers is not None:
+        questions = [question for question in questions if question.qid in answers]
+        said = [prediction for prediction in said if prediction.qid in answers]
+    return score(questions, said, format, model, key, strict_authors, resamples, answers=answers)
 
 
 def in_split(
@@ -140,6 +159,7 @@ def report_of(out: Path, notes: Sequence[str] = (), title: str = "Questions abou
         shortcuts=[one for one in scores if one.model in BLIND and one.format == "mc"],
         reference=reference,
         case_pages={page.stem: page.relative_to(out).as_posix() for page in sorted((out / "pages").glob("*.html"))},
+        keys={path.stem: read_key(path) for path in sorted((out / "keys").glob("*.json"))},
         notes=notes,
         title=title,
     )
@@ -153,6 +173,19 @@ def leaks_in_words(report: LeakReport) -> dict[str, object]:
             rows = f"{leak.rows_beside_train} of {leak.rows} ({leak.share:.1%})"
             found[f"{name}: questions beside a training question of the same patient{how}"] = rows
     return found
+
+
+def write_key(path: Path, key: Mapping[str, Answer]) -> None:
+    """A second answer key: question id -> answer."""
+    with atomic_write(path) as file:
+        file.write(msgspec.json.encode(dict(key)))
+
+
+def read_key(path: Path) -> dict[str, Answer]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Answer])
+    except (OSError, msgspec.DecodeError) as error:
+        raise ValueError(f"{path} is no answer key (question id -> value, text, index): {error}") from None
 
 
 def write_scores(path: Path, scores: Scores) -> None:
