@@ -9,7 +9,7 @@ from random import Random
 import msgspec
 import pytest
 
-from tests.tumorvqa.cases import case, lesion, organ
+from tests.tumorvqa.by_hand import case, lesion, organ
 from tumorvqa.asking import options
 from tumorvqa.asking.ask import answered, ask, candidates, templates
 from tumorvqa.asking.look import Class, Look, NotAsked, Number, both, either

@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.tumorvqa.cases import small_case
+from tests.tumorvqa.by_hand import small_case
 from tumorvqa import work
 from tumorvqa.cli import main
 from tumorvqa.readers.folders import find_cases
