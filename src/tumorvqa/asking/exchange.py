@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 BATCH, BATCHES = 1000, 20  # sets of three that are drawn, of which few can stand beside each other
 KEPT = 400  # of those that can, from which total weights are estimated
+FEW = 20  # too few to tell weights from
 ROUNDS = 20
 
 
@@ -28,6 +29,8 @@ class Pool:
 
     def others(self, of: int, random: np.random.Generator) -> NDArray[np.float64] | None:
         """Three answers that can stand beside answer `of`; None if none were found."""
+        if not self.told[of].any():
+            return None
         for count in (100, 1000, 20_000):
             sets = triples(self.weight, count, random)
             sets = sets[self.told[of][sets].all(1)]
@@ -47,7 +50,7 @@ def pool(
     random: np.random.Generator,
 ) -> Pool:
     """Answers can stand beside each other if they are of different patients and differ by `least` (a share with
-    `ratio`), by four standard deviations, and by no more than `widest`.
+    `ratio`), by four standard deviations, and by no more than `widest`. Nobody has others if hardly any three can.
     """
     v, u = np.asarray(values, float), np.asarray(errors, float)
     gap, error = np.abs(v[:, None] - v), np.maximum(u[:, None], u)
@@ -60,8 +63,8 @@ def pool(
     weight = np.full(len(v), 1 / max(len(v), 1))
     for _ in range(ROUNDS):
         sets = standing(weight, told, random)
-        if not len(sets):
-            break
+        if len(sets) < FEW:
+            return Pool(v, np.zeros_like(told), weight)
         has = np.maximum(told[:, sets].all(2).mean(1), 1 / len(sets))
         weight = weight**0.75 / has**0.25  # a = 1 / has, damped: has goes with the third power of the others' a
         weight /= weight.sum()
