@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 BATCH, BATCHES = 1000, 20  # sets of three that are drawn, of which few can stand beside each other
 KEPT = 400  # of those that can, from which total weights are estimated
+LOTS = 1 << 15
 FEW = 20  # too few to tell weights from
 ROUNDS = 20
 
@@ -29,11 +30,12 @@ class Pool:
 
     def others(self, of: int, random: np.random.Generator) -> NDArray[np.float64] | None:
         """Three answers that can stand beside answer `of`; None if none were found."""
-        if not self.told[of].any():
+        beside = np.flatnonzero(self.told[of])
+        if not len(beside):
             return None
-        for count in (100, 1000, 20_000):
-            sets = triples(self.weight, count, random)
-            sets = sets[self.told[of][sets].all(1)]
+        lots = beside[lots_of(self.weight[beside])]
+        for count in (30, 1000, 20_000):
+            sets = lots[random.integers(len(lots), size=(count, 3))]
             sets = sets[among(sets, self.told)]
             if len(sets):
                 return self.values[sets[0]]
@@ -73,19 +75,18 @@ def pool(
 
 def standing(weight: NDArray[np.float64], told: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.intp]:
     """(up to KEPT, 3) answers, drawn by their weights, that can stand beside each other."""
-    found = np.empty((0, 3), np.intp)
+    found, lots = np.empty((0, 3), np.intp), lots_of(weight)
     for _ in range(BATCHES):
-        sets = triples(weight, BATCH, random)
+        sets = lots[random.integers(len(lots), size=(BATCH, 3))]
         found = np.concatenate([found, sets[among(sets, told)]])
         if len(found) >= KEPT:
             break
     return found[:KEPT]
 
 
-def triples(weight: NDArray[np.float64], count: int, random: np.random.Generator) -> NDArray[np.intp]:
-    """(count, 3) answers, each drawn by its weight."""
-    edges = weight.cumsum()
-    return np.searchsorted(edges, random.random((count, 3)) * edges[-1]).clip(max=len(weight) - 1)
+def lots_of(weight: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Each answer as often as it weighs, and once at least: a draw from these is a draw by weight."""
+    return np.repeat(np.arange(len(weight)), np.maximum(1, np.rint(LOTS * weight / weight.sum()).astype(int)))
 
 
 def among(sets: NDArray[np.intp], told: NDArray[np.bool_]) -> NDArray[np.bool_]:
