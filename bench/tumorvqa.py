@@ -8,8 +8,10 @@ cache. --small is for tests.
 """
 
 import sys
+from pathlib import Path
 
-del sys.path[0]  # this folder, in which this file hides the package of the same name
+# Without this folder, in which this file hides the package of the same name
+sys.path[:] = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
 
 import argparse
 import json
@@ -19,7 +21,6 @@ import subprocess
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import nibabel
