@@ -68,6 +68,20 @@ def test_errors_of_volume_diameters_and_slice_are_within_two_uncertainties_in_95
         assert np.sqrt(np.mean(((value - truth) / uncertainty) ** 2)) > 0.6
 
 
+def test_the_error_of_a_tubes_volume_is_within_two_uncertainties_also_along_an_axis():
+    """Where every slice errs in the same way."""
+    for way in np.array([(0, 0, 1), (0, 0.05, 0.9987), (0.4, 0.6, 0.6928)]):
+        random, found = np.random.default_rng(2), []
+        for _ in range(100):
+            radius, length = random.uniform(3, 12), random.uniform(40, 100)
+            where, mm, _ = grid(random, random_spacing(random, high=4.0), radius + np.abs(way) * length / 2)
+            along = np.clip(mm @ way, -length / 2, length / 2)
+            mask = np.linalg.norm(mm - along[..., None] * way, axis=-1) <= radius
+            volume = values.volume(mask, where.voxel_mm3)
+            found.append((volume.value, np.pi * radius**2 * (length + 4 / 3 * radius) / 1000, volume.uncertainty))
+        assert within_two(found) > 0.9
+
+
 def test_a_small_gap_is_right_within_two_uncertainties_in_95_percent_of_spheres():
     random, found = np.random.default_rng(1), []
     for _ in range(120):

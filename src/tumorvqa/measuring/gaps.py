@@ -29,7 +29,7 @@ def shell(mask: NDArray[np.bool_], box: Box, frame: Frame) -> Shell:
 def gap(lesion: Shell, tree: cKDTree, mask: NDArray[np.bool_], organ: Region, box: Box, frame: Frame) -> float | None:
     """Millimetres between a lesion (`mask`, on the voxels of `box`; `tree` holds its shell) and an organ.
 
-    0 if voxels overlap or touch, if only at a corner. Else d (1 - 1 / 2m), with d the distance between the nearest
+    0 if voxels overlap or share a face. Else d (1 - 1 / 2m), with d the distance between the nearest
     voxel centres and m the steps between them along the axis of most steps: of smooth surfaces the nearest centres lie
     a quarter of a voxel inside on average. None beyond `NEAR`.
     """
@@ -43,8 +43,10 @@ def gap(lesion: Shell, tree: cKDTree, mask: NDArray[np.bool_], organ: Region, bo
     best = int(distance.argmin())
     if not np.isfinite(distance[best]):
         return None
-    steps = np.abs(other.indices[best] - lesion.indices[nearest[best]]).max()
-    found = float(distance[best] * (1 - 1 / (2 * steps))) if steps > 1 else 0.0
+    steps = np.abs(other.indices[best] - lesion.indices[nearest[best]])
+    if steps.sum() == 1:
+        return 0.0
+    found = float(distance[best] * (1 - 1 / (2 * steps.max())))
     return found if found <= NEAR else None
 
 

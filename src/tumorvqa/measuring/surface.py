@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from tumorvqa.scans import Box, Frame, Region
 
 SIDES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
+LAYERS = 32  # pairs of layers that are compared
 
 
 def core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -23,14 +24,23 @@ def core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return inner
 
 
-def faces(mask: NDArray[np.bool_]) -> int:
-    """Voxel faces with the mask on one side only."""
-    steps = [np.count_nonzero(np.take(mask, end, axis)) for axis in range(3) for end in (0, -1)]
-    for axis in range(3):
-        front, back = ([slice(None)] * 3 for _ in range(2))
-        front[axis], back[axis] = slice(1, None), slice(None, -1)
-        steps.append(np.count_nonzero(mask[tuple(front)] != mask[tuple(back)]))
-    return int(sum(steps))
+def faces(mask: NDArray[np.bool_]) -> tuple[int, float]:
+    """How many voxel faces have the mask on one side only; and the share of them, along the axis where it is largest,
+    that the next layer of voxels has at the same place (near 1 for a tube along an axis, 1/2 for a ball).
+    """
+    count = sum(int(np.count_nonzero(np.take(mask, end, axis))) for axis in range(3) for end in (0, -1))
+    again, seen = np.zeros(3), np.zeros(3)
+    for normal in range(3):
+        across = np.moveaxis(mask, normal, 0)
+        steps = np.moveaxis(across[1:] != across[:-1], 0, normal)
+        count += int(np.count_nonzero(steps))
+        for axis in {0, 1, 2} - {normal}:
+            layers = np.moveaxis(steps, axis, 0)
+            every = max(1, len(layers) // LAYERS)
+            first, second = layers[:-1:every], layers[1::every]
+            again[axis] += np.count_nonzero(first & second)
+            seen[axis] += (np.count_nonzero(first) + np.count_nonzero(second)) / 2
+    return count, float((again / np.maximum(seen, 1)).max())
 
 
 def sides(box: Box, shape: tuple[int, int, int]) -> tuple[str, ...]:
