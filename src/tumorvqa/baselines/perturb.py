@@ -16,14 +16,14 @@ KNOT_MM = 40.0  # distance between the knots of the shift
 GROWTH_MM = 0.8  # standard deviation of how far a structure's surface is moved out or in
 MISSED = 0.6  # probability that a very small lesion is missed,
 MISSED_CM3 = 1.0  # which falls to 1/e of that at this volume
-MARGIN = 4  # standard deviations by which a mask's box is widened
 
 
 def perturb(scan: Scan, seed: int, strength: float = 1.0) -> Scan:
     """The same CT with every mask warped by one smooth random shift, its surface moved out or in, and small lesions
     missed with probability strength 0.6 exp(-volume / 1 cm^3), at most 1; `strength` scales shifts and growths.
 
-    Random per seed, case and structure, whatever else is in the scan. Strength 0 changes no mask. ValueError if it is
+    Random per seed, case and structure, whatever else is in the scan. Strength 0 changes no mask, and less than half a
+    voxel of shift and growth together changes little. ValueError if it is
     negative.
     """
     if not strength >= 0:
@@ -53,10 +53,9 @@ def perturbed(scan: Scan, name: str, region: Region, shift: NDArray[np.float64],
         region = without_missed(region, scan.frame, random, strength)
     if not region.count:
         return EMPTY
-    reach = MARGIN * strength * (SHIFT_MM + GROWTH_MM)
     low, high = [], []
-    for (a, b), step, size in zip(region.box, scan.frame.spacing, scan.frame.shape, strict=True):
-        extra = int(reach / step) + 1
+    for (a, b), way, step, size in zip(region.box, shift, scan.frame.spacing, scan.frame.shape, strict=True):
+        extra = int(np.abs(way).max() + max(growth, 0) / step) + 2
         low.append(max(a - extra, 0))
         high.append(min(b + extra, size))
     mask = np.zeros(np.subtract(high, low), bool)
