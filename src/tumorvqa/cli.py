@@ -47,8 +47,8 @@ def insert(
     hu: float = 5.0,
     labels: Path | None = None,
 ) -> None:
-    """Put a lesion into a real CT, where its organ has most room; written as a new case."""
-    print(import_module("tumorvqa.phantoms.insert").insert_into(files(case, labels), out, organ, kind, diameter_mm, hu))
+    """Put a ball of a lesion into a real CT, where its organ has most room; OUT is the folder of the new case."""
+    print(import_module("tumorvqa.inserting").insert_into(files(case, labels), out, organ, kind, diameter_mm, hu))
 
 
 def scan(folder: tyro.conf.Positional[Path]) -> None:

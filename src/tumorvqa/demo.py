@@ -17,7 +17,7 @@ from tumorvqa.baselines.blind import BLIND, cross_validated
 from tumorvqa.baselines.views import views
 from tumorvqa.measurements import Measurements
 from tumorvqa.pages.case import show_case
-from tumorvqa.phantoms.draw import draw
+from tumorvqa.phantoms.draw import case_name, draw
 from tumorvqa.phantoms.write import write
 from tumorvqa.question import GROUPS, Answer, Prediction, Question
 from tumorvqa.readers.cases import read_case
@@ -128,7 +128,8 @@ def write_phantoms(out: Path, count: int, seed: int = 0, workers: int = 1) -> li
 
 
 def write_phantom(index: int, out: Path, seed: int) -> Path:
-    return write(draw(index, seed), out)
+    path = out / case_name(index)
+    return path if path.is_dir() else write(draw(index, seed), out)
 
 
 def no_phantom(index: int) -> Path:

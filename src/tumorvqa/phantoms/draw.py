@@ -173,6 +173,10 @@ def plans(count: int, seed: int) -> list[Plan]:
     return rows
 
 
+def case_name(index: int) -> str:
+    return f"phantom_{index:05d}"
+
+
 class Decks:
     """Rows of tables in turn, shuffled anew each time round; a deck for each name."""
 
@@ -195,7 +199,7 @@ def planned(index: int, seed: int, decks: Decks, random: np.random.Generator, ag
     hu = tissues(contrast, decks, random)
     if again:
         meta = replace(again.meta, contrast=contrast, scanner=str(random.choice(SCANNERS)))
-        plan = replace(again, case=f"phantom_{index:05d}", scan=index + 1000003 * seed, meta=meta, hu=hu)
+        plan = replace(again, case=case_name(index), scan=index + 1000003 * seed, meta=meta, hu=hu)
         return replace(plan, lesions=coloured(again.lesions, hu, contrast, decks, random))
     truncated = decks("truncated", (False,) * 11 + (True,))
     lesions = {
@@ -216,7 +220,7 @@ def planned(index: int, seed: int, decks: Decks, random: np.random.Generator, ag
         lesions["liver"] = tuple(replace(row, near=None) for row in lesions["liver"])  # room to be large
         lesions["kidney"] = tuple(replace(row, share=max(row.share, EVEN)) for row in lesions["kidney"])
     return Plan(
-        f"phantom_{index:05d}",
+        case_name(index),
         f"phantom-{seed}-{index}",
         index + 1000003 * seed,
         index + 1000003 * seed,

@@ -65,7 +65,11 @@ def find_cases(folder: Path | str) -> list[CaseFiles]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder.name!r} is not a folder; give the folder that holds the cases' folders.")
-    at = [folder] if ct_in(folder) else sorted(path for path in folder.iterdir() if path.is_dir() and ct_in(path))
+    at = (
+        [folder]
+        if ct_in(folder)
+        else sorted(path for path in folder.iterdir() if path.is_dir() and ct_in(path) and path.name[0] != ".")
+    )
     if not at:
         raise ValueError(f"no case in {folder.name!r}: none of its folders holds a ct.nii.gz.")
     rows = table(folder / "metadata.csv")
