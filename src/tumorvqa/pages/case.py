@@ -204,7 +204,6 @@ def _card(scan: Scan, question: Question, answers: Mapping[str, Mapping[str, str
     evidence = question.evidence
     return {
         "question": question,
-        "unit": words.unit(question.unit),
         "margin": words.margin(question),
         "answer": question.answer.text,
         "options": [(chr(ord("A") + i), option.text) for i, option in enumerate(question.options)],

@@ -179,9 +179,12 @@ def _subtypes(questions: Sequence[Question], groups: Sequence[str]) -> Iterator[
     """Of each group its subtypes: counts, where the right option stands, and how the answers spread."""
     for group in groups:
         found: dict[str, list[Question]] = defaultdict(list)
+        units = {(question.subtype, question.unit) for question in questions}
+        several = {name for name, number in Counter(name for name, _ in units).items() if number > 1}
         for question in questions:
             if question.group == group:
-                found[question.subtype].append(question)
+                of_unit = f" ({words.unit(question.unit)})" if question.subtype in several else ""
+                found[question.subtype + of_unit].append(question)
         yield group, [_subtype(name, part) for name, part in sorted(found.items(), key=lambda item: -len(item[1]))]
 
 
@@ -327,7 +330,7 @@ def _failures(
             "subtype": question.subtype,
             "case": question.case,
             "text": question.text,
-            "right": f"{right_of.get(question.qid, question.answer).text} {words.unit(question.unit)}".strip(),
+            "right": right_of.get(question.qid, question.answer).text,
             "said": _said(question, judged.parsed),
             "margin": words.margin(question),
             "page": f"{pages[question.case]}#q-{question.qid}" if question.case in pages else None,
