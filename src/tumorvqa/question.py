@@ -18,7 +18,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Answer:
-    """`index` is that of the option; -1 if no option says it. Reasoned free text is `text`."""
+    """`index` is that of the option, -1 if no option says it; `text` says it in free form, with its unit."""
 
     value: Value
     text: str
