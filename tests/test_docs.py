@@ -14,6 +14,7 @@ from dnt.experiments.cells import cells_of
 from dnt.experiments.compare import grid
 from dnt.settings import AblateSettings, CompareSettings, TuneSettings
 from tests.conftest import TINY, small_corpora
+from tumorvqa.cli import main as tumorvqa
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +49,12 @@ def test_code_blocks_run(page, language, code, workplace, cells_here, monkeypatc
         if program == "make":
             subprocess.run(["make", "-n", "-C", str(ROOT), *arguments], check=True, stdout=subprocess.DEVNULL)
             continue
+        if program == "tumorvqa":
+            few = ["--cases", "14", "--workers", "1"] if arguments[0] == "demo" else []
+            assert tumorvqa(arguments + few) == 0, line
+            continue
+        if program == "pip":  # what is installed here already
+            continue
         assert program == "dnt", line
         if arguments[0] in ("train", "compare") and page.stem != "results" and "--dry-run" not in arguments:
             tiny = TINY if "vit-tiny" not in arguments else [word for word in TINY if word not in ("--context", "16")]
@@ -68,9 +75,11 @@ def plan_ablate(settings: AblateSettings) -> None:
 
 
 def test_the_tree_in_the_readme_names_every_file():
-    tree = re.search(r"^```\nsrc/dnt/\n(.*?)^tests/", (ROOT / "README.md").read_text(), flags=re.S | re.M).group(1)
-    named = set(re.findall(r"(\w+\.py)\b", tree))
-    assert named == {path.name for path in (ROOT / "src/dnt").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    readme = (ROOT / "README.md").read_text()
+    trees = re.search(r"^```\nsrc/dnt/\n(.*?)^src/tumorvqa/\n(.*?)^tests/", readme, flags=re.S | re.M).groups()
+    for package, tree in zip(("dnt", "tumorvqa"), trees, strict=True):
+        there = {path.name for path in (ROOT / "src" / package).rglob("*.py")} - {"__init__.py", "__main__.py"}
+        assert set(re.findall(r"(\w+\.py)\b", tree)) == there
 
 
 def test_links_of_the_documentation_lead_somewhere():
