@@ -235,6 +235,19 @@ def test_a_plan_gets_what_it_asks_for():
     assert volume["liver_segment_1"] / right == pytest.approx(0.9, abs=0.03)
 
 
+@pytest.mark.parametrize(("first", "gap_mm"), [("liver", (2, 4)), ("kidney", (2, 400))])
+def test_an_organ_is_moved_beside_a_lesion_unless_it_has_lesions_already(first, gap_mm):
+    liver = Wanted("tumor", "liver_segment_7", 80.0, near="kidney_right")
+    kidney = Wanted("cyst", "kidney_right", 3.0)
+    order = (first, *(organ for organ in ("liver", "kidney", "pancreas") if organ != first))
+    phantom = planned({"liver": (liver,), "kidney": (kidney,)}, burden=order)
+    tumor, cyst = truth(phantom).lesions
+    assert gap_mm[0] < tumor.gaps["kidney_right"].value < gap_mm[1]
+    organ = phantom.solids["kidney_right"]
+    assert organ.inside(*next(x for x in phantom.lesions if x.kind == "cyst").solid.surface(200).T).all()
+    assert cyst.gaps["liver"].value > 0
+
+
 def test_a_tumour_has_no_voxel_of_the_vessel_that_it_holds():
     tumor = Wanted("pdac", "pancreas_head", 30.0, long_mm=26.0, vessel="celiac_artery", degrees=260.0)
     scan = render(planned({"pancreas": (tumor,)}))

@@ -371,6 +371,8 @@ def beside(draft: Draft, wanted: Wanted, host: str, radius: float) -> Point | No
     """
     solid, name = draft.solids[host], wanted.near
     assert isinstance(solid, Ellipsoid) and name is not None
+    if any(lesion.host == name for lesion in draft.lesions):  # it cannot leave its lesions behind
+        return None
     unit = draft.random.standard_normal((1000, 3))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     feet = solid.at(unit)

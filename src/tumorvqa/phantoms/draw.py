@@ -91,14 +91,14 @@ LIVER_LESIONS: tuple[tuple[int, ...], ...] = (
     (2, 2, 1, 1),
 )
 NEIGHBOURS = {  # of the largest liver lesion, by the end of its segment's name
-    "1": ("adrenal_gland_right", "duodenum", None),
-    "2": ("stomach", "stomach", None),
-    "3": ("stomach", "stomach", None),
-    "4": ("gallbladder", "stomach", None),
-    "5": ("gallbladder", "colon", "duodenum", "gallbladder"),
-    "6": ("kidney_right", "colon", "kidney_right"),
-    "7": ("kidney_right", "adrenal_gland_right", None),
-    "8": (None,),
+    "1": ("duodenum", "kidney_right", "adrenal_gland_right"),
+    "2": ("stomach",),
+    "3": ("stomach", "gallbladder"),
+    "4": ("gallbladder", "stomach"),
+    "5": ("colon", "gallbladder", "duodenum"),
+    "6": ("kidney_right", "colon", "duodenum"),
+    "7": ("kidney_right", "gallbladder", "kidney_right"),
+    "8": ("gallbladder", None),
     "left": ("adrenal_gland_left", "colon", None),
     "right": ("adrenal_gland_right", "colon", None),
 }
