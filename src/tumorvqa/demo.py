@@ -133,7 +133,9 @@ def write_phantom(index: int, out: Path, seed: int) -> Path:
 
 
 def no_phantom(index: int) -> Path:
-    raise MemoryError(f"phantom {index} could not be written; use fewer --workers.")
+    raise ValueError(
+        f"phantom {index} could not be written: its process died twice, perhaps for want of memory; use --workers 1."
+    )
 
 
 def truth_of(case: CaseFiles) -> Measurements:

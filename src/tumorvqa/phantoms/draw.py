@@ -133,13 +133,14 @@ STAGES = {  # stage and contact: none, an angle the rules call borderline, or on
         ("T1", 0),
         ("T2", 0),
         ("T3", 0),
+        ("T3", 0),
         ("T1", 90),
         ("T2", 90),
         ("T2", 80),
     ),
     "pnet": (*[("T1", 0)] * 3, ("T2", 0), *[("T3", 0)] * 3, ("T4", 265)),
 }
-LONG_MM = {"T1": (11.5, 17.5), "T2": (23, 36), "T3": (44.5, 48), "T4": (22, 27)}
+LONG_MM = {"T1": (11.5, 17.5), "T2": (23, 36), "T3": (45.5, 49), "T4": (22, 27)}
 PSEUDOCYST_HU = ((-4, 7), (22, 45))
 RESECTED_CYST_MM = ((11, 22), (36, 42))  # not above 3 cm and 3 cm^3, above 3 cm
 COLON_LESIONS = (0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6)
