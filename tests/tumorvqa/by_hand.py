@@ -11,7 +11,15 @@ from tumorvqa.scans import Meta
 from tumorvqa.structures import LESIONS, PLACES
 
 BOX = ((10, 20), (10, 20), (10, 20))
-VOLUMES = {"liver": 1500, "spleen": 200, "pancreas": 60, "kidney_left": 150, "kidney_right": 160, "colon": 300}
+VOLUMES = {
+    "liver": 1500,
+    "spleen": 200,
+    "pancreas": 60,
+    "kidney_left": 150,
+    "kidney_right": 160,
+    "colon": 300,
+    "stomach": 200,
+}
 HU = {"liver": 60, "spleen": 50, "pancreas": 40, "kidney_left": 30, "kidney_right": 30, "colon": 20}
 
 

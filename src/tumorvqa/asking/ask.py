@@ -60,7 +60,8 @@ class Candidate:
         return self.look.at.meta.contrast or "" if self.unit in ("HU", "ratio") else ""
 
     @property
-    def qid(self) -> str:
+    def key(self) -> str:
+        """What is asked of what, whatever the options."""
         parts = [self.look.at.case, self.row.name, *(f"{k}={v}" for k, v in sorted(self.arguments.items()))]
         return sha256("\0".join([*parts, self.look.pack.name, self.look.pack.version]).encode()).hexdigest()[:16]
 
@@ -84,7 +85,7 @@ def ask(
         chosen = choose(members, random, balanced)
         kept = sorted({one.told for one in chosen}) if balanced else None
         wrong = wrong_numbers(members, random) if members[0].unit not in ("", "lesions") else {}
-        asked = [worded(one, wrong.get(one.qid), kept, seed) for one in chosen]
+        asked = [worded(one, wrong.get(one.key), kept, seed) for one in chosen]
         questions += [question for question in asked if question is not None]
     place = {case.case: i for i, case in enumerate(cases)}
     rank = {name: i for i, name in enumerate(SUBTYPES)}
@@ -109,7 +110,7 @@ def candidates(case: Measurements, pack: Pack, subtypes: Sequence[str] = ()) -> 
 
 
 def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list[Candidate]:
-    """As many of each answer, of those answers that give the most questions; at most `most` of a case."""
+    """As many of each answer, of those answers that give the most questions."""
     waiting: dict[str, list[Candidate]] = defaultdict(list)
     for one in random.sample(list(members), len(members)):
         waiting[one.told].append(one)
@@ -119,7 +120,7 @@ def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list
         for told in sorted(waiting, key=lambda told: (len(waiting[told]), told)):
             while waiting[told]:
                 one = waiting[told].pop()
-                if taken[one.look.at.case] < one.row.most:
+                if taken[one.look.at.case] < one.row.most or not one.row.alike:
                     taken[one.look.at.case] += 1
                     by_answer[told].append(one)
                     break
@@ -134,7 +135,7 @@ def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list
 
 
 def wrong_numbers(members: Sequence[Candidate], random: Random) -> dict[str, list[float]]:
-    """Question id -> three answers of other cases in units of its scale; nothing where there are too few of them."""
+    """Key of a question -> three answers of other cases in units of its scale; nothing where there are too few of them."""
     draw = np.random.default_rng(random.getrandbits(64))
     found = {}
     for phase in sorted({one.phase for one in members}):
@@ -153,19 +154,20 @@ def wrong_numbers(members: Sequence[Candidate], random: Random) -> dict[str, lis
         )
         for i, one in enumerate(those):
             if (others := pool.others(i, draw)) is not None:
-                found[one.qid] = others.tolist()
+                found[one.key] = others.tolist()
     return found
 
 
 def worded(one: Candidate, others: Sequence[float] | None, kept: Sequence[str] | None, seed: int) -> Question | None:
     """The question in words with its options; None if there is no room for wrong ones."""
-    look, answer, qid, unit = one.look, one.answer, one.qid, one.unit
-    random = Random(f"{seed} {qid}")
+    look, answer, unit = one.look, one.answer, one.unit
+    random = Random(f"{seed} {one.key}")
     value: Value = options.rounded(answer.value, unit) if isinstance(answer, Number) else answer.value
     values: Sequence[Value] | None
     if isinstance(answer, Class):
         roles = {key: v for key, v in one.arguments.items() if key in one.row.alike}
-        values = options.classes(answer, answer.domain if kept is None else [roles.get(k, k) for k in kept], random)
+        domain = answer.domain if kept is None else [roles.get(name, name) for name in kept]
+        values = options.classes(answer, domain, random)
     elif unit == "lesions":
         values = options.counts(int(answer.value), None if kept is None else sorted(map(int, kept)), random)
     elif others is None and kept is not None:
@@ -177,14 +179,14 @@ def worded(one: Candidate, others: Sequence[float] | None, kept: Sequence[str] |
     shown = tuple(options.option(v, unit) for v in values)
     index = list(values).index(value)
     return Question(
-        qid=qid,
+        qid=sha256("\0".join([one.key, *(option.text for option in shown)]).encode()).hexdigest()[:16],
         case=look.at.case,
         patient=look.at.patient,
         subtype=one.row.name,
         group=one.row.group,
         answer_type=answer_type(answer),
         arguments=one.arguments,
-        text=phrased(one.row.name, one.arguments, Random(f"{qid} words")),
+        text=phrased(one.row.name, one.arguments, Random(f"{one.key} words")),
         options=shown,
         answer=Answer(value, free_text(value, unit), index),
         unit=unit,
@@ -256,12 +258,15 @@ def phrased(subtype: str, arguments: Arguments, random: Random) -> str:
 def answered(question: Question, measurements: Measurements, pack: Pack) -> Answer:
     """The answer that other measurements of the same case give to a question; NotAsked if they have none.
 
-    Of a number, the option that is nearest; of a class, the one that names it (-1 if none does).
+    Of a size, the option that is nearest; of a count or class, the one that says it (-1 if none does).
     """
     found = SUBTYPES[question.subtype].program(Look(measurements, pack), **question.arguments)
     if isinstance(found, Number):
         value = options.rounded(found.value, found.unit)
+        counted = [option.value for option in question.options] if found.unit == "lesions" else None
         index = options.nearest(found.value, question.options, found.unit)
+        if counted is not None and value not in counted:
+            index = -1
         return Answer(value, free_text(value, found.unit), index)
     names = [option.value for option in question.options]
     return Answer(found.value, options.said(found.value), names.index(found.value) if found.value in names else -1)

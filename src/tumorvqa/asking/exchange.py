@@ -4,7 +4,8 @@ The wrong options of a question are answers to the same question in other cases.
 apart is drawn with a weight w = a_1 a_2 a_3 a_4, where the a of all answers are such that the sets in which an answer
 is have the same total weight for every answer. Whichever of the four was asked for, the set then came out with the same
 probability, so the set says nothing about which it was. Equal a would put the truth in the middle too often: an answer
-among many has more sets than one at an end.
+among many has more sets than one at an end. Where no a make the totals equal (answers in clusters), an answer is asked
+for as often as its total is of the largest, which makes up for it.
 """
 
 from collections.abc import Sequence
@@ -18,20 +19,24 @@ KEPT = 400  # of those that can, from which total weights are estimated
 LOTS = 1 << 15
 FEW = 20  # too few to tell weights from
 ROUNDS = 20
+AGAIN = 5  # times KEPT sets for the last estimate
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The answers of a stratum; `told` (N, N): which can stand beside each other; `weight` (N,): a, with sum 1."""
+    """The answers of a stratum; `told` (N, N): which can stand beside each other; `weight` (N,): a, with sum 1; `asked`
+    (N,): how often each is asked for.
+    """
 
     values: NDArray[np.float64]
     told: NDArray[np.bool_]
     weight: NDArray[np.float64]
+    asked: NDArray[np.float64]
 
     def others(self, of: int, random: np.random.Generator) -> NDArray[np.float64] | None:
-        """Three answers that can stand beside answer `of`; None if none were found."""
+        """Three answers that can stand beside answer `of`; None if none were found, or it is not to be asked for."""
         beside = np.flatnonzero(self.told[of])
-        if not len(beside):
+        if not len(beside) or random.random() >= self.asked[of]:
             return None
         lots = beside[lots_of(self.weight[beside])]
         for count in (30, 1000, 20_000):
@@ -66,11 +71,15 @@ def pool(
     for _ in range(ROUNDS):
         sets = standing(weight, told, random)
         if len(sets) < FEW:
-            return Pool(v, np.zeros_like(told), weight)
+            return Pool(v, np.zeros_like(told), weight, np.zeros(len(v)))
         has = np.maximum(told[:, sets].all(2).mean(1), 1 / len(sets))
         weight = weight**0.75 / has**0.25  # a = 1 / has, damped: has goes with the third power of the others' a
         weight /= weight.sum()
-    return Pool(v, told, weight)
+    many = np.concatenate([standing(weight, told, random) for _ in range(AGAIN)])
+    total = weight * told[:, many].all(2).mean(1)
+    if not total.any():
+        return Pool(v, np.zeros_like(told), weight, total)
+    return Pool(v, told, weight, np.minimum(total / np.quantile(total[total > 0], 0.9), 1))
 
 
 def standing(weight: NDArray[np.float64], told: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.question import Step, Value
 from tumorvqa.rules.packs import Pack, Rule
-from tumorvqa.structures import HOSTS, KINDS, STRUCTURES
+from tumorvqa.structures import HOSTS, KINDS, PLACES, STRUCTURES
 
 
 class NotAsked(Exception):
@@ -88,7 +88,9 @@ class Look:
     lesion: Lesion | None = None
 
     def note(self, tool: str, what: str, result: Value, unit: str = "") -> None:
-        self.steps.append(Step(tool, what, result, unit))  # type: ignore[arg-type]  # one of three words
+        step = Step(tool, what, result, unit)  # type: ignore[arg-type]  # one of three words
+        if step not in self.steps:
+            self.steps.append(step)
 
     def organ(self, name: str) -> Organ:
         if name not in self.at.organs:
@@ -96,6 +98,18 @@ class Look:
         self.shown.append(name)
         self.note("segment", STRUCTURES[name].title, "found")
         return self.at.organs[name]
+
+    def usable(self, name: str, *statuses: str) -> None:
+        """NotAsked unless the mask of a structure is one to judge distances and places by."""
+        status = self.at.organs[name].volume.status if name in self.at.organs else "not annotated"
+        if status not in ("ok", "truncated", *statuses):
+            raise NotAsked(f"{name}: {status}")
+
+    def parts(self, organ: str) -> tuple[str, ...]:
+        """The parts of an organ, each with a mask, if an empty one."""
+        for name in PLACES[organ]:
+            self.usable(name, "empty", "too_small")
+        return PLACES[organ]
 
     def measured(self, measurement: Measurement, what: str) -> Number:
         """The number, if it is one to rely on."""
@@ -139,16 +153,16 @@ class Look:
         return self.lesions(host, some=some)
 
     def largest(self, host: str, kind: str | None = None) -> Lesion:
-        """By volume; NotAsked if another is as large within twice the error."""
+        """By volume; NotAsked if another is as large within twice the error, or any is cut off by the scan."""
         found = self.lesions(host, kind, some=True) if kind else self.all_lesions(host, some=True)
-        first = found[0]
+        if cut := [x.volume.status for x in found if x.volume.status != "ok"]:
+            raise NotAsked(f"a lesion of the {host}: {cut[0]}")
         if len(found) > 1:
-            volumes = [Number(x.volume.value or 0, x.volume.uncertainty, "cm^3") for x in found[:2]]
-            gap = volumes[0] - volumes[1]
-            if gap.value < 2 * gap.uncertainty:
+            one, two = (Number(x.volume.value or 0, x.volume.uncertainty, "cm^3") for x in found[:2])
+            if (one - two).value < 2 * (one - two).uncertainty:
                 raise NotAsked(f"two lesions of the {host} are equally large")
-        self.lesion = first
-        return first
+        self.lesion = found[0]
+        return found[0]
 
     def lesion_volume(self, found: Sequence[Lesion], what: str) -> Number:
         """The sum of their volumes."""

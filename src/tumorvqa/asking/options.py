@@ -72,12 +72,12 @@ def numbers(truth: Number, scale: float, others: Sequence[float] | None, random:
     """
     row, told = UNITS[truth.unit], apart(truth.unit, truth.uncertainty)
     right = rounded(truth.value, truth.unit)
+    chosen = [right] if others is not None else invented_beside(right, truth.unit, told, random)
     for _ in range(CHANGES if others is not None else 0):
         changed = [right, *(changed_little(other * scale, truth.unit, random) for other in others or ())]
         if all(told(a, b) for a, b in combinations(changed, 2)) and (min(changed) >= 0 or row.signed):
-            random.shuffle(changed)
-            return changed
-    chosen = invented_beside(right, truth.unit, told, random)
+            chosen = changed
+            break
     random.shuffle(chosen)
     return chosen if len(chosen) == COUNT else None
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import reduce
 
-from tumorvqa.asking.look import Look, NotAsked, Number
+from tumorvqa.asking.look import Look, Number
 from tumorvqa.measurements import Lesion
 from tumorvqa.structures import STRUCTURES
 
@@ -20,19 +20,17 @@ def diameter(look: Look, lesion: Lesion) -> Number:
 
 
 def contact(look: Look, lesion: Lesion, vessel: str) -> Number:
-    """Degrees of a vessel's circumference; 0 of one that is annotated and not near."""
-    if vessel not in look.at.organs:
-        raise NotAsked(f"{vessel}: not annotated")
+    """Degrees of a vessel's circumference; 0 of one that is there and not near."""
+    look.usable(vessel, "too_small")
     look.shown.append(vessel)
     if vessel not in lesion.contacts:
         return Number(0.0, 0.0, "degrees")
     return look.measured(lesion.contacts[vessel], f"contact of the lesion with the {STRUCTURES[vessel].title}")
 
 
-def artery_contact(look: Look, lesion: Lesion) -> Number:
-    """The greatest, of the arteries that are annotated (the superior mesenteric one must be)."""
-    known = [name for name in ARTERIES if name in look.at.organs or name == ARTERIES[0]]
-    return max((contact(look, lesion, name) for name in known), key=lambda number: number.value)
+def arteries(look: Look) -> list[str]:
+    """Those that stage and resectability look at: the common hepatic one where it has a mask."""
+    return [name for name in ARTERIES if name in look.at.organs or name in ARTERIES[:2]]
 
 
 QUANTITIES: dict[str, Callable[[Look], Number]] = {
@@ -54,8 +52,5 @@ QUANTITIES: dict[str, Callable[[Look], Number]] = {
     ),
     "largest pancreatic cyst diameter": lambda look: diameter(look, look.largest("pancreas", "cyst")),
     "largest PDAC diameter": lambda look: diameter(look, look.largest("pancreas", "pdac")),
-    "largest PDAC artery contact": lambda look: artery_contact(look, look.largest("pancreas", "pdac")),
-    "largest PDAC superior mesenteric artery contact": lambda look: contact(
-        look, look.largest("pancreas", "pdac"), ARTERIES[0]
-    ),
 }
+ANGLES = ("largest PDAC artery contact", "largest PDAC vessel contact")  # quantities of several vessels

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
 
+from dnt.lookup import lookup
 from tumorvqa.asking.look import (
     YES_NO,
     Class,
@@ -21,7 +22,7 @@ from tumorvqa.asking.look import (
     of_rule,
     place_of,
 )
-from tumorvqa.asking.quantities import ARTERIES, QUANTITIES, contact, diameter
+from tumorvqa.asking.quantities import ARTERIES, QUANTITIES, arteries, contact, diameter
 from tumorvqa.measurements import Lesion
 from tumorvqa.question import GROUPS
 from tumorvqa.structures import HOSTS, MEASURED, PLACES
@@ -32,8 +33,8 @@ Program = Callable[..., Number | Class]
 
 @dataclass(frozen=True)
 class Subtype:
-    """`about`: the arguments that it can be asked about, of which each case gets at most `most`. `alike`: arguments
-    whose values are alike to somebody who sees no image, so that answers are balanced over all of them together.
+    """`about`: the arguments that it can be asked about. `alike`: those whose values are alike to somebody who sees no
+    image, so that answers are balanced over all of them together, and a case is asked at most `most` of them.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Subtype:
     program: Program
     about: tuple[Arguments, ...] = ({},)
     alike: tuple[str, ...] = ()
-    most: int = 6
+    most: int = 2
 
 
 def existence(look: Look, organ: str, kind: str | None = None) -> Class:
@@ -54,7 +55,7 @@ def by_rule(name: str) -> Callable[..., Class]:
 
     def program(look: Look, **arguments: str) -> Class:
         rule = look.rule(name.format(**arguments))
-        return of_rule(rule, QUANTITIES[rule.quantity](look))
+        return of_rule(rule, lookup(QUANTITIES, rule.quantity, f"quantity (of the rule {rule.name})")(look))
 
     return program
 
@@ -83,8 +84,7 @@ def count(look: Look, organ: str) -> Number:
 
 def count_in(look: Look, organ: str, place: str) -> Number:
     found = look.all_lesions(organ, some=True)
-    if any(name not in look.at.organs for name in PLACES[organ]):
-        raise NotAsked(f"parts of the {organ}: not annotated")
+    look.parts(organ)
     look.shown.append(place)
     inside = sum(place_of(lesion) == place for lesion in found)
     look.note("measure", f"lesions in {place}", inside)
@@ -100,10 +100,10 @@ def largest_slice(look: Look, organ: str) -> Number:
 
 
 def largest_location(look: Look, organ: str) -> Class:
-    lesion = look.largest(organ)
+    parts, lesion = look.parts(organ), look.largest(organ)
     place = place_of(lesion)
     look.shown.append(place)
-    return Class(place, PLACES[organ])
+    return Class(place, parts)
 
 
 def difference(look: Look, lesion: Lesion) -> Number:
@@ -133,8 +133,7 @@ def aggregate(look: Look, what: str, organs: str) -> Number:
 
 def compare_segments(look: Look, first: str, second: str) -> Class:
     found = look.all_lesions("liver", some=True)
-    if any(name not in look.at.organs for name in PLACES["liver"]):
-        raise NotAsked("segments of the liver: not annotated")
+    look.parts("liver")
     look.shown += [first, second]
     counts = Counter(place_of(lesion) for lesion in found)
     for name in (first, second):
@@ -149,10 +148,13 @@ NEAR = 5.0  # mm
 def adjacent(look: Look, organ: str) -> Class:
     """The organ nearest to the largest lesion, within 5 mm; NotAsked if a second one is as near."""
     lesion = look.largest(organ)
+    others = [name for name in NEIGHBORS if name not in HOSTS[organ] and name in look.at.organs]
+    for name in others:
+        look.usable(name, "empty", "too_small")
     gaps = sorted(
         (gap.value, gap.uncertainty, name)
         for name, gap in lesion.gaps.items()
-        if gap.value is not None and gap.status == "ok" and name in NEIGHBORS and name not in HOSTS[organ]
+        if gap.value is not None and gap.status == "ok" and name in others
     )
     if not gaps or gaps[0][0] > NEAR:
         raise NotAsked("no organ is near the largest lesion")
@@ -162,7 +164,7 @@ def adjacent(look: Look, organ: str) -> Class:
     margin = (NEAR - value) / max(uncertainty, 1e-9)
     if len(gaps) > 1:
         margin = min(margin, (gaps[1][0] - value) / max(uncertainty, 1e-9))
-    return Class(nearest, tuple(name for name in NEIGHBORS if name not in HOSTS[organ]), margin)
+    return Class(nearest, tuple(others), margin)
 
 
 NEIGHBORS = (*MEASURED, "colon", "gallbladder", "stomach", "duodenum", "adrenal_gland_left", "adrenal_gland_right")
@@ -183,6 +185,7 @@ def larger(left: Number, right: Number, factor: float, names: tuple[str, str, st
 def asymmetry(look: Look) -> Class:
     """The side with at least 1.5 times the lesion volume of the other."""
     found = look.all_lesions("kidney", some=True)
+    look.parts("kidney")
     sides = [[x for x in found if place_of(x) == side] for side in PLACES["kidney"]]
     left, right = (
         look.lesion_volume(some, f"{side} lesions") for some, side in zip(sides, ("left", "right"), strict=True)
@@ -203,8 +206,9 @@ def outlier(look: Look, organ: str) -> Class:
 def clustering(look: Look) -> Class:
     """More than half of the liver's lesions in one segment: highly; three quarters in two: somewhat; else widely."""
     found = look.all_lesions("liver")
-    if len(found) < 2 or any(name not in look.at.organs for name in PLACES["liver"]):
-        raise NotAsked("clustering is asked of two or more lesions in a liver with segments")
+    look.parts("liver")
+    if len(found) < 2:
+        raise NotAsked("clustering is asked of two or more lesions")
     counts = [number for _, number in Counter(place_of(lesion) for lesion in found).most_common(2)]
     look.note("measure", "lesions in the segment with most", counts[0])
     value = "highly clustered" if 2 * counts[0] > len(found) else "widely distributed"
@@ -224,8 +228,7 @@ def greatest_burden(look: Look) -> Class:
 
 def steatosis(look: Look) -> Class:
     """The worse of the grades by HU and by ratio to the spleen."""
-    rules = [look.rule(f"liver.steatosis.{of}") for of in ("hu", "ratio")]
-    grades = [of_rule(rule, QUANTITIES[rule.quantity](look)) for rule in rules]
+    grades = [by_rule(f"liver.steatosis.{of}")(look) for of in ("hu", "ratio")]
     return Class(max(grade.value for grade in grades), tuple(reversed(grades[0].domain)), least_margin(grades))
 
 
@@ -259,7 +262,8 @@ def cyst_resectability(look: Look) -> Class:
 
 def stage(look: Look) -> Class:
     """T4 if an artery is involved, else by diameter."""
-    size, invaded = by_rule("pdac.stage")(look), by_rule("pdac.artery")(look)
+    size, rule, lesion = by_rule("pdac.stage")(look), look.rule("pdac.artery"), look.largest("pancreas", "pdac")
+    invaded = reduce(either, [of_rule(rule, contact(look, lesion, name)) for name in arteries(look)])
     domain = (*size.domain, "T4")
     if invaded.value == "yes":
         return Class("T4", domain, invaded.margin)
@@ -270,14 +274,13 @@ def resectability(look: Look) -> Class:
     """NCCN, as RadGPT applies it; NotAsked where it has no label."""
     rule = look.rule("pdac.vessels")
     lesion = look.largest("pancreas", "pdac")
-    names = [*ARTERIES[:2], "portal_vein", "inferior_vena_cava"]
-    names += [name for name in ARTERIES[2:] if name in look.at.organs]
-    touched = {name: contact(look, lesion, name) for name in names}
-    sma, celiac, portal, cava = (touched[name].value for name in names[:4])
+    look.parts("pancreas")
+    touched = {name: contact(look, lesion, name) for name in (*arteries(look), "portal_vein", "inferior_vena_cava")}
+    sma, celiac, portal, cava = (touched[name].value for name in (*ARTERIES[:2], "portal_vein", "inferior_vena_cava"))
     most = rule.cuts[0]
     domain = ("resectable", "borderline resectable", "unresectable")
-    margin = min(distance(number, (0.0, most) if number.value else (most,)) for number in touched.values())
-    if not any(touched[name].value for name in names if name != "inferior_vena_cava"):
+    margin = min(distance(number, (0.0, most) if number.uncertainty else (most,)) for number in touched.values())
+    if not any(number.value for name, number in touched.items() if name != "inferior_vena_cava"):
         return Class(domain[0], domain, margin)
     in_head = place_of(lesion) == "pancreas_head"
     if sma > most or (in_head and (celiac > 0 or cava > 0)) or (not in_head and celiac > most):
@@ -340,14 +343,14 @@ ROWS = (
     Subtype("organ HU ratio", MEASUREMENT, hu_ratio, each("organ", ("liver", "pancreas"))),
     Subtype("tumor burden percentage", MEASUREMENT, burden, each("organ", SOLID)),
     Subtype("lesion counting", VISUAL, count, each("organ", tuple(HOSTS))),
-    Subtype("lesion count by location", VISUAL, count_in, COUNTED, ("place",), 2),
+    Subtype("lesion count by location", VISUAL, count_in, COUNTED, ("place",)),
     Subtype("largest lesion diameter", VISUAL, largest_diameter, each("organ", tuple(HOSTS))),
     Subtype("largest lesion slice", VISUAL, largest_slice, each("organ", tuple(HOSTS))),
     Subtype("largest lesion location", VISUAL, largest_location, each("organ", SOLID)),
     Subtype("largest lesion attenuation", VISUAL, attenuation, each("organ", SOLID)),
     Subtype("tumor organ HU difference", VISUAL, hu_difference, each("organ", SOLID)),
-    Subtype("organ aggregation", VISUAL, aggregate, SUMS, most=3),
-    Subtype("inter-segment comparison", VISUAL, compare_segments, PAIRS, alike=("first", "second"), most=2),
+    Subtype("organ aggregation", VISUAL, aggregate, SUMS),
+    Subtype("inter-segment comparison", VISUAL, compare_segments, PAIRS, alike=("first", "second")),
     Subtype("adjacent organ", VISUAL, adjacent, each("organ", SOLID)),
     Subtype("kidney volume comparison", VISUAL, larger_kidney),
     Subtype("bilateral kidney asymmetry", VISUAL, asymmetry),
