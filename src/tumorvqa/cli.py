@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dnt.lookup import lookup
@@ -91,7 +92,8 @@ def rules(name: tyro.conf.Positional[str] = "kb-v2") -> None:
         cuts = [f"{cut:g}" for cut in rule.cuts]
         classes = " | ".join(f"{c or '-'}" for pair in zip(rule.classes, [*cuts, ""], strict=True) for c in pair if c)
         source = f"{rule.source}{' (unverified)' if rule.unverified else ''}{'; ' + rule.note if rule.note else ''}"
-        table.add_row(rule.name, rule.quantity, classes, ", ".join(rule.phases) or "any phase", source)
+        row = (rule.name, rule.quantity, classes, ", ".join(rule.phases) or "any phase", source)
+        table.add_row(*map(escape, row))
     console().print(table)
 
 
@@ -102,18 +104,23 @@ def ask(
     balanced: bool = True,
     train: float = 0.8,
     test: float = 0.1,
+    by_source: bool = False,
 ) -> None:
     """Ask questions of measured cases, split them by patient; writes questions.jsonl and questions.parquet."""
-    result = import_module("tumorvqa.sets").ask_into(out, rules, seed, balanced, train, test)
+    result = import_module("tumorvqa.sets").ask_into(out, rules, seed, balanced, train, test, by_source)
     console().print(result.table())
     print(result.leaks.table())
 
 
 def convert(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path], format: str = "") -> None:
-    """Write questions in another format: .jsonl, .parquet, the authors' .csv (v1) or .json (v2)."""
-    formats = import_module("tumorvqa.formats")
+    """Write questions in another format: .jsonl, .parquet, the authors' .csv (v1) or .json (v2).
+
+    In a set's folder the authors' formats also get spacing, shape, sex, age and contrast.
+    """
+    formats, sets = import_module("tumorvqa.formats"), import_module("tumorvqa.sets")
     questions = formats.read_questions(source)
-    formats.write_questions(target, questions, format=format or None)
+    measured = sets.measured_in(source.parent) if (source.parent / "measured.json").exists() else []
+    formats.write_questions(target, questions, format or None, {case.case: case for case in measured})
     print(f"{len(questions)} questions: {target}")
 
 
@@ -154,6 +161,7 @@ def score(
     strict_authors: bool = False,
     resamples: int = 2000,
     key: Path | None = None,
+    strata: bool = False,
     to: Path | None = None,
 ) -> None:
     """Score answers: by group, micro and macro, with intervals over cases; --strict-authors: as the authors score."""
@@ -162,6 +170,11 @@ def score(
     if to is not None:
         sets.write_scores(to, scores)
     console().print(sets.scores_table(scores))
+    if strata:
+        measured = sets.measured_in(questions.parent) if (questions.parent / "measured.json").exists() else []
+        console().print(
+            sets.strata_table(scores, import_module("tumorvqa.formats").read_questions(questions), measured)
+        )
 
 
 def compare(

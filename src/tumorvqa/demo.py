@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from rich.table import Table
 
-from dnt.files import atomic_write
+from dnt.files import atomic_write, read_json
 from tumorvqa.asking.ask import answered
 from tumorvqa.asking.look import NotAsked
 from tumorvqa.baselines.agent import agent
@@ -77,7 +77,7 @@ def demo(out: Path, cases: int = 96, workers: int = 2, seed: int = 0, rules: str
     """Everything, into `out`; what is there of the same seed is kept, and the same seed asks the same questions."""
     pack = load_pack(rules)
     write_phantoms(out / "images", cases, seed, workers)
-    files = find_cases(out / "images")
+    files = [case for case in find_cases(out / "images") if case.id in {case_name(i) for i in range(cases)}]
     measure_all(files, out, workers, SALT)
     asked = ask_into(out, rules, seed)
     measured = {case.case: case for case in measured_in(out)}
@@ -113,8 +113,10 @@ def demo(out: Path, cases: int = 96, workers: int = 2, seed: int = 0, rules: str
 
 def write_phantoms(out: Path, count: int, seed: int = 0, workers: int = 1) -> list[Path]:
     """`count` phantoms as AbdomenAtlas cases; those that are there are kept, if they are of the same seed."""
+    if count < 1 or workers < 1:
+        raise ValueError(f"{count} phantoms by {workers} processes: both must be at least 1.")
     stamp, mark = out / "seed.json", {"seed": seed}
-    if stamp.exists() and json.loads(stamp.read_text()) != mark:
+    if stamp.exists() and read_json(stamp, "a folder of phantoms") != mark:
         raise ValueError(f"{out} holds phantoms of another seed; choose another folder, or delete it.")
     with atomic_write(stamp) as file:
         file.write(json.dumps(mark).encode())

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
+from rich.markup import escape
 from rich.table import Table
 
-from dnt.files import atomic_write
+from dnt.files import atomic_write, exclusive, read_json
 from tumorvqa.asking.ask import ask
 from tumorvqa.asking.subtypes import SUBTYPES
 from tumorvqa.baselines.blind import BLIND
@@ -22,14 +23,15 @@ from tumorvqa.formats import read_questions, write_questions
 from tumorvqa.measurements import Measurements
 from tumorvqa.pages.report import write_report
 from tumorvqa.question import GROUPS, Answer, Prediction, Question
-from tumorvqa.rules.packs import load_pack
+from tumorvqa.rules.packs import Pack, load_pack
 from tumorvqa.scoring import leaderboard
 from tumorvqa.scoring.compare import Comparison, compare
 from tumorvqa.scoring.predictions import read_predictions
 from tumorvqa.scoring.score import score
 from tumorvqa.scoring.scores import Format, Interval, Scores
+from tumorvqa.scoring.strata import strata
 from tumorvqa.splits import LeakReport, leak_report, split, with_split
-from tumorvqa.work import CaseResult
+from tumorvqa.work import stored
 
 
 @dataclass(frozen=True)
@@ -52,40 +54,75 @@ class Asked:
 def salt_of(out: Path) -> str:
     """The set's own salt of patients' hashes: made once, readable by its owner only, in no output."""
     path = out / "salt"
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(16))
-    return path.read_text()
+    with exclusive(out / "lock"):
+        if not path.exists():
+            with atomic_write(path) as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(secrets.token_hex(16).encode())
+    salt = path.read_text()
+    if not salt:
+        raise ValueError(f"{path} is empty, so that patients could be guessed; delete it, and measure again.")
+    return salt
 
 
 def measured_in(out: Path) -> list[Measurements]:
-    """The measurements of a set, by case; ValueError if there are none."""
-    results = [
-        msgspec.json.decode(path.read_bytes(), type=CaseResult) for path in sorted((out / "cases").glob("*.json"))
-    ]
-    measurements = [result.measurements for result in results if result.measurements is not None]
-    if not measurements:
+    """The measurements of a set, in the order of its last `measure`; ValueError if there are none or one is damaged."""
+    if not (out / "measured.json").exists():
         raise ValueError(f"{out} has no measured cases; `tumorvqa measure CASES {out}` makes them.")
-    return measurements
+    found = []
+    for case in read_json(out / "measured.json", "a set of measured cases"):
+        result = stored(out / "cases" / f"{case}.json")
+        if result is None or result.measurements is None:
+            raise ValueError(f"{out / 'cases' / case}.json is missing or damaged; measure again, which makes it anew.")
+        found.append(result.measurements)
+    if not found:
+        raise ValueError(f"no case of {out} could be measured; {out / 'quarantine.jsonl'} says why.")
+    return found
+
+
+def pack_of(out: Path, questions: Sequence[Question]) -> Pack:
+    """The rule pack that a set's questions were asked with, from the copy beside them."""
+    if not questions:
+        raise ValueError(f"{out / 'questions.jsonl'} holds no question; `tumorvqa ask {out}` makes some.")
+    pack = load_pack(str(out / f"{questions[0].rules.split()[0]}.toml"))
+    if f"{pack.name} {pack.version}" != questions[0].rules:
+        raise ValueError(f"the questions of {out} were asked with {questions[0].rules}, its copy is {pack.version}.")
+    return pack
 
 
 def ask_into(
-    out: Path, rules: str = "kb-v2", seed: int = 0, balanced: bool = True, train: float = 0.8, test: float = 0.1
+    out: Path,
+    rules: str = "kb-v2",
+    seed: int = 0,
+    balanced: bool = True,
+    train: float = 0.8,
+    test: float = 0.1,
+    by_source: bool = False,
 ) -> Asked:
-    """Ask the cases of a set, and split them by patient; nothing there is changed until all is written."""
+    """Ask the cases of a set, and split them by patient, or with `by_source` so that no source is on both sides. Scores
+    of questions that are asked no more are deleted.
+    """
     if not (train >= 0 and test >= 0 and train + test <= 1):
         raise ValueError(f"--train {train} and --test {test} must be shares that add up to at most 1.")
-    questions = ask(measured_in(out), load_pack(rules), seed, balanced)
+    measured, pack = measured_in(out), load_pack(rules)
+    questions = ask(measured, pack, seed, balanced)
     if not questions:
         raise ValueError(
             f"no question can be asked of {out}: with few cases no answer has another to balance it (--no-balanced)."
         )
     shares = {"train": train, "val": round(1 - train - test, 9), "test": test}
-    questions = with_split(questions, split(questions, {k: share for k, share in shares.items() if share > 0}, seed))
+    sources = {case.case: case.source for case in measured} if by_source else None
+    shares = {name: share for name, share in shares.items() if share > 0}
+    questions = with_split(questions, split(questions, shares, seed, sources))
     leaks = leak_report(questions, seed=seed)
+    qids = {question.qid for question in questions}
+    for path in (out / "scores").glob("*.json"):
+        if not {one.qid for one in read_scores(path).judged} <= qids:
+            path.unlink()
     write_questions(out / "questions.jsonl", questions)
     write_questions(out / "questions.parquet", questions)
+    with atomic_write(out / f"{pack.name}.toml") as file:
+        file.write(pack.content)
     with atomic_write(out / "leaks.json") as file:
         file.write(leaks.json().encode())
     return Asked(questions, leaks)
@@ -204,12 +241,22 @@ def read_scores(path: Path) -> Scores:
 def scores_table(scores: Scores) -> Table:
     """Groups and all, with counts and intervals."""
     of = f"{scores.model}, {scores.format}{', as the authors score' if scores.strict_authors else ''}"
-    table = Table("group", "questions", "answered", "read", "score %", "above chance", title=of)
+    table = Table("group", "questions", "answered", "read", "score %", "above chance", title=escape(of))
     for name, part in {**scores.groups, "all (micro)": scores.overall}.items():
         counts = map(str, (part.questions, part.answered, part.parsed))
         table.add_row(name, *counts, percent(part.accuracy), percent(part.above_chance))
     table.add_row("all (macro over subtypes)", "", "", "", percent(scores.macro_subtype), "")
     table.add_row("all (macro over groups)", "", "", "", percent(scores.macro_group), "")
+    return table
+
+
+def strata_table(scores: Scores, questions: Sequence[Question], measured: Sequence[Measurements] = ()) -> Table:
+    """By what questions are about: lesion size, margin, and of measured cases contrast, sex and age."""
+    table = Table("by", "", "questions", "score %", "above chance", title="where it is right")
+    found = strata(scores, questions, {case.case: case.meta for case in measured})
+    for name, bands in found.items():
+        for band, row in bands.items():
+            table.add_row(name, band, str(row.questions), percent(row.accuracy), percent(row.above_chance))
     return table
 
 

@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dnt.files import atomic_write
+from dnt.files import atomic_write, exclusive, write_json
 from tumorvqa.doctor import check
 from tumorvqa.measurements import Measurements
 from tumorvqa.measuring.case import measure
@@ -52,15 +52,17 @@ def measure_all(
 ) -> list[CaseResult]:
     """Measure every case into `out`/cases/<id>.json; what is there already, of the same content, is kept.
 
-    `out`/quarantine.jsonl names the cases that could not be measured, and why. Stopping it, also with kill -9, loses
-    the cases under way only.
+    `out`/quarantine.jsonl names the cases that could not be measured, and why, `out`/measured.json the others. Stopping
+    it, also with kill -9, loses the cases under way only. Two runs on one folder wait for each other.
     """
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}; it takes at least one process.")
     if twice := [name for name, number in Counter(case.id for case in cases).items() if number > 1]:
         raise ValueError(f"two cases are called {twice[0]!r}; rename one of their folders.")
     run: Executor = in_processes(workers) if workers > 1 else here
     one = partial(measure_one, folder=out / "cases", salt=salt, memory_gb=memory_gb)
     results = {}
-    with progress_bar("measuring", len(cases), progress) as step:
+    with exclusive(out / "lock", f"measuring into {out}"), progress_bar("measuring", len(cases), progress) as step:
         for result in run(one, cases, lost):
             results[result.case] = result
             step()
@@ -69,6 +71,7 @@ def measure_all(
         for result in ordered:
             if result.fault is not None:
                 file.write(json.dumps({"case": result.case, "reason": result.fault}).encode() + b"\n")
+    write_json(out / "measured.json", [result.case for result in ordered if result.measurements is not None])
     return ordered
 
 
@@ -78,7 +81,7 @@ def measure_one(case: CaseFiles, folder: Path, salt: str, memory_gb: float) -> C
     try:
         key = content_key(case, salt)
         kept = stored(path)
-        if kept is not None and kept.key == key:
+        if kept is not None and kept.key == key and kept.fault is None:  # a fault may have been of memory
             return kept
         scan = read_case(case, salt=salt, memory_gb=memory_gb)
         check(scan)

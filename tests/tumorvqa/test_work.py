@@ -112,10 +112,10 @@ def test_two_processes_give_what_one_gives(tmp_path):
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     for i in range(12):
         small_case(tmp_path / "in", f"case {i:02}", hu=40 + 2 * i)
-    whole = measure_all(find_cases(tmp_path / "in"), tmp_path / "whole")
+    whole = measure_all(find_cases(tmp_path / "in"), tmp_path / "whole", salt="sea")
     command = [sys.executable, "-m", "tumorvqa", "measure", str(tmp_path / "in"), str(tmp_path / "out")]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "salt").write_text("")  # the same as measure_all's default
+    (tmp_path / "out" / "salt").write_text("sea")
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while not list((tmp_path / "out").glob("cases/*.json")) and time.monotonic() < until:
@@ -124,8 +124,38 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     process.wait()
     kept = results(tmp_path / "out")
     assert kept and all(kept[name] == results(tmp_path / "whole")[name] for name in kept if name.endswith(".json"))
-    resumed = measure_all(find_cases(tmp_path / "in"), tmp_path / "out")
+    resumed = measure_all(find_cases(tmp_path / "in"), tmp_path / "out", salt="sea")
     assert resumed == whole
+
+
+def test_a_case_that_is_gone_is_asked_no_more_and_a_damaged_result_is_named(tmp_path):
+    cases = [find_cases(small_case(tmp_path / "in", name))[0] for name in "ab"]
+    measure_all(cases, tmp_path / "out")
+    measure_all(cases[:1], tmp_path / "out")
+    assert [case.case for case in measured_in(tmp_path / "out")] == ["a"]
+    (tmp_path / "out" / "cases" / "a.json").write_text("{")
+    with pytest.raises(ValueError, match=r"a.json is missing or damaged; measure again"):
+        measured_in(tmp_path / "out")
+    measure_all(cases[:1], tmp_path / "out")
+    assert len(measured_in(tmp_path / "out")) == 1
+
+
+def test_a_cap_of_memory_that_was_too_low_is_not_remembered(tmp_path):
+    cases = find_cases(small_case(tmp_path / "in", "a"))
+    (first,) = measure_all(cases, tmp_path / "out", memory_gb=1e-5)
+    assert first.fault is not None and "the cap is 1e-05 GB" in first.fault
+    (again,) = measure_all(cases, tmp_path / "out")
+    assert again.measurements is not None
+
+
+def test_an_empty_salt_and_no_process_are_refused(tmp_path, capsys):
+    small_case(tmp_path / "in", "a")
+    command = ["measure", str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main([*command, "--workers", "0"]) == 2
+    (tmp_path / "out" / "salt").write_text("")
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "--workers is 0" in said and "salt is empty" in said
 
 
 def dies(item: int, marks: Path, always: bool) -> int:

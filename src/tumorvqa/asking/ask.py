@@ -135,7 +135,7 @@ def choose(members: Sequence[Candidate], random: Random, balanced: bool) -> list
 
 
 def wrong_numbers(members: Sequence[Candidate], random: Random) -> dict[str, list[float]]:
-    """Key of a question -> three answers of other cases in units of its scale; nothing where there are too few of them."""
+    """Key of a question -> three answers of other cases, in units of its scale; nothing where there are too few."""
     draw = np.random.default_rng(random.getrandbits(64))
     found = {}
     for phase in sorted({one.phase for one in members}):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dnt.lookup import lookup
 from tumorvqa.measurements import Measurements
 from tumorvqa.question import Prediction, Question, Value
+from tumorvqa.splits import folds
 
 FloatArray = NDArray[np.float64]
 Headers = Mapping[str, Measurements]  # by case
@@ -54,21 +55,13 @@ def cross_validated(
     seed: int = 0,
 ) -> list[Prediction]:
     """In the order of `questions`; each is answered by a model that learned from the other folds' patients."""
-    fold_of = folds({question.patient for question in questions}, k, seed)
+    fold_of = folds((question.patient for question in questions), k, seed)
     found: dict[str, Prediction] = {}
     for fold in range(k):
         held = [question for question in questions if fold_of[question.patient] == fold]
         learn = [question for question in questions if fold_of[question.patient] != fold]
         found |= {said.qid: said for said in answer(name, held, learn, measurements, seed)}
     return [found[question.qid] for question in questions]
-
-
-def folds(patients: Iterable[str], k: int, seed: int) -> dict[str, int]:
-    """Patient -> one of k folds of equal size (up to one)."""
-    names = sorted(patients)
-    if not 2 <= k <= len(names):
-        raise ValueError(f"{len(names)} patients cannot make {k} folds; ask for 2 to {len(names)}.")
-    return {names[i]: place % k for place, i in enumerate(np.random.default_rng(seed).permutation(len(names)))}
 
 
 def _highest(question: Question, scores: FloatArray, seed: int) -> Prediction:
@@ -135,7 +128,9 @@ def _median(values: Iterable[Value]) -> float | None:
 
 
 def option_shape(questions: Sequence[Question], learn: Sequence[Question], _: Headers) -> list[FloatArray]:
-    """The rank of a numeric option, else the letter, that wins most in this subtype, its shares shrunk to all's."""
+    """The rank of a numeric option, else the letter, that wins most of questions like this (subtype and arguments), its
+    shares shrunk to the subtype's and those to all's.
+    """
 
     def shapes(question: Question) -> tuple[Hashable, list[int]]:
         numbers = _numbers(question)
@@ -146,13 +141,16 @@ def option_shape(questions: Sequence[Question], learn: Sequence[Question], _: He
     for question in learn:
         if 0 <= question.answer.index < len(question.options):
             form, places = shapes(question)
-            for kind in (form, (question.subtype, form)):
+            for kind in (form, *((kind, form) for kind in _kinds(question))):
                 wins[kind][places[question.answer.index]] += 1
 
     def scores(question: Question) -> FloatArray:
         form, places = shapes(question)
-        total = wins[form].total() or 1
-        return np.array([wins[question.subtype, form][p] + PRIOR * wins[form][p] / total for p in places])
+        shares = np.zeros(len(places))
+        for kind in (form, *((kind, form) for kind in reversed(_kinds(question)))):
+            counts = np.array([float(wins[kind][place]) for place in places])
+            shares = (counts + PRIOR * shares) / (wins[kind].total() + PRIOR)
+        return shares
 
     return [scores(question) for question in questions]
 

@@ -10,8 +10,7 @@ from tumorvqa.formats import read_questions
 from tumorvqa.measurements import Measurements
 from tumorvqa.question import Prediction
 from tumorvqa.readers.folders import find_cases
-from tumorvqa.rules.packs import load_pack
-from tumorvqa.sets import measured_in, salt_of
+from tumorvqa.sets import measured_in, pack_of, salt_of
 
 BASELINES = {
     "uniform": "nothing; any option",
@@ -43,5 +42,4 @@ def run(name: str, out: Path, free: bool = False, seed: int = 0, images: Path | 
         asked = {question.case for question in questions}
         cases = [case for case in find_cases(images) if case.id in asked]
         masks = views(cases, out / "views", [view], salt_of(out))[view]
-    pack = load_pack(questions[0].rules.split()[0])
-    return agent(questions, masks, pack, free, seed)
+    return agent(questions, masks, pack_of(out, questions), free, seed)

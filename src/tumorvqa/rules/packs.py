@@ -44,11 +44,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Pack:
-    """`version` changes with every byte of the file, so that what was made with another is made again."""
+    """`version` changes with every byte of the file, which `content` is."""
 
     name: str
     version: str
     rules: dict[str, Rule]
+    content: bytes
 
     def __getitem__(self, rule: str) -> Rule:
         return lookup(self.rules, rule, f"rule of {self.name}")
@@ -64,4 +65,4 @@ def load_pack(name: str) -> Pack:
         rules = {key: msgspec.convert(row | {"name": key}, Rule) for key, row in rows.items()}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the rule pack {path.name} cannot be read: {error}") from None
-    return Pack(path.stem, f"{version}-{sha256(content).hexdigest()[:8]}", rules)
+    return Pack(path.stem, f"{version}-{sha256(content).hexdigest()[:8]}", rules, content)

@@ -57,27 +57,13 @@ def reference(format: Format) -> tuple[Row, ...]:
     )
 
 
-@lru_cache
-def benchmark_counts() -> dict[str, int]:
-    """Questions of the authors' benchmark by group."""
-    counts = dict.fromkeys(GROUPS, 0)
-    for row in _table("subtype_schema.csv"):
-        counts[row["task_group"]] += int(row["n_benchmark"])
-    return counts
-
-
-def micro(groups: dict[str, float], counts: dict[str, int]) -> float:
-    """sum(accuracy N) / sum(N) over groups."""
-    return sum(groups[name] * counts[name] for name in groups) / sum(counts[name] for name in groups)
-
-
 def rows(scores: Sequence[Scores], format: Format = "mc") -> list[Row]:
     """Ours of that format and the reference rows, best first."""
     ours = [
         Row(
             model=row.model,
             input="",
-            mode=f"key: {row.key}",
+            mode=f"key: {row.key}{', as the authors score' * row.strict_authors}",
             overall=100 * row.overall.accuracy.value,
             groups={name: 100 * part.accuracy.value for name, part in row.groups.items()},
             measured=True,

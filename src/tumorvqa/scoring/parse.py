@@ -198,9 +198,9 @@ def number(text: str, unit: str = "") -> float | None:
         if math.isfinite(value):
             end = written.end() if written else match.end()
             found.append((match.start(), end, -value if match["sign"] else value, which))
-    for i in range(len(found) - 2, -1, -1):  # 2.5 x 1.8 cm, 10-12 mm: one unit for both
+    for i in range(len(found) - 2, -1, -1):  # 2.5 x 1.8 cm, 10-12 mm, 120.5 ± 3 ml: one unit for both
         between = text[found[i][1] : found[i + 1][0]]
-        if found[i][3] is None and re.fullmatch(r"\s*(?:x|×|by|to|and|-|–)?\s*", between, re.IGNORECASE):
+        if found[i][3] is None and re.fullmatch(r"\s*(?:x|×|by|to|and|-|–|±|\+/-)?\s*", between, re.IGNORECASE):
             found[i] = (*found[i][:3], found[i + 1][3])
     right = [row for row in found if row[3] is not None and row[3][0] == quantity]
     usable = right or [row for row in found if row[3] is None]
