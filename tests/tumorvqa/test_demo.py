@@ -9,12 +9,13 @@ import pytest
 
 from tumorvqa.asking.ask import answered, ask
 from tumorvqa.cli import main
-from tumorvqa.demo import SALT, analytic_key, demo, truth_of, write_phantoms
+from tumorvqa.demo import SALT, analytic_key, demo, differences, truth_of, write_phantoms
 from tumorvqa.formats import read_questions
 from tumorvqa.measuring.case import measure
 from tumorvqa.phantoms.draw import draw
 from tumorvqa.phantoms.render import render
 from tumorvqa.phantoms.write import write
+from tumorvqa.question import Answer
 from tumorvqa.readers.cases import read_case
 from tumorvqa.readers.folders import find_cases
 from tumorvqa.rules.packs import load_pack
@@ -70,6 +71,24 @@ def test_a_second_key_differs_only_where_the_measurement_does(made):
     assert all(answered(question, measured[question.case], KB) == question.answer for question in questions)
 
 
+def test_a_wrong_measurement_is_a_listed_miss(made):
+    questions = read_questions(made / "questions.jsonl")
+    (wrong,) = [q for q in questions if q.subtype == "organ volume measurement"][:1]
+    other = next(i for i in range(4) if i != wrong.answer.index)
+    option = wrong.options[other]
+    (miss,) = differences([wrong], {wrong.qid: Answer(option.value, option.text, other)})
+    assert miss["qid"] == wrong.qid and miss["masks"] == wrong.answer.text and miss["analytic"] == option.text
+    assert any("volume of the" in step for step in miss["measured"])
+
+
+def test_a_count_that_is_no_option_is_not_the_nearest_one(made):
+    measured = {case.case: case for case in measured_in(made)}
+    question = next(q for q in read_questions(made / "questions.jsonl") if q.subtype == "lesion counting")
+    case = measured[question.case]
+    few = [option for option in question.options if option != question.options[question.answer.index]]
+    assert answered(replace(question, options=tuple(few)), case, KB).index == -1
+
+
 def test_the_same_seed_asks_the_same_bytes_in_another_folder_with_more_processes(made, tmp_path):
     write_phantoms(tmp_path / "images", CASES, workers=2)
     measure_all(find_cases(tmp_path / "images"), tmp_path, workers=2, salt=SALT)
@@ -111,6 +130,7 @@ def test_pages_and_tables_come_out_of_the_command_line(made, tmp_path, capsys):
     for command in (
         ["score", questions, said, "--key", key, "--to", str(tmp_path / "s.json")],
         ["score", questions, said, "--strict-authors", "--split", "train"],
+        ["score", questions, said, "--strata"],
         ["compare", questions, said, other],
         ["leaderboard", str(tmp_path / "s.json")],
         ["report", str(made)],

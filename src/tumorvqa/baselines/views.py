@@ -55,9 +55,11 @@ def view(case: CaseFiles, folder: Path, names: Sequence[str], salt: str) -> tupl
     key = f"{content_key(case, salt)[:16]}-{DEFINITIONS}"
     for name in names:
         path = folder / name / f"{case.id}.{key}.json"
-        if not path.exists():
+        try:
+            seen[name] = msgspec.json.decode(path.read_bytes(), type=Measurements)
+        except (FileNotFoundError, msgspec.DecodeError):
             scan = scan or read_case(case, salt=salt)
+            seen[name] = measure(VIEWS[name](scan))
             with atomic_write(path) as file:
-                file.write(msgspec.json.encode(measure(VIEWS[name](scan))))
-        seen[name] = msgspec.json.decode(path.read_bytes(), type=Measurements)
+                file.write(msgspec.json.encode(seen[name]))
     return case.id, seen
