@@ -193,7 +193,7 @@ def worded(one: Candidate, others: Sequence[float] | None, kept: Sequence[str] |
         trace=tuple(look.steps),
         evidence=evidence(look),
         margin=margin(answer, values),
-        lesion_mm=look.lesion.long_axis.value if look.lesion else None,
+        lesion_mm=round(look.lesion.long_axis.value or 0, 1) if look.lesion else None,
         rules=f"{look.pack.name} {look.pack.version}",
     )
 
