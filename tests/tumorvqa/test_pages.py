@@ -365,6 +365,33 @@ def test_failures_come_clearest_first_and_exact_ones_last(tmp_path):
     assert margins[len(clear) :] == ["exact"] * sum(q.margin is None for q in asked)
 
 
+def test_of_more_failures_than_rows_the_share_that_is_shown_is_said(tmp_path):
+    asked = [replace(q, qid=f"{q.qid}-{i}") for i in range(3) for q in questions(scan())]
+    page = write_report(asked, [scored(asked, {q.qid for q in asked})], tmp_path / "report.html").read_text()
+    assert "(40 of 60 shown)</option>" in page and page.count("<tr data-model") == 40
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "listed"), [(-0.01, 0.2, False), (0.0, 0.2, False), (0.01, 0.2, True), (-0.4, -0.1, True)]
+)
+def test_failures_of_a_model_that_cannot_be_told_from_guessing_are_left_out(tmp_path, low, high, listed):
+    asked = questions(scan())
+    of = scored(asked, {q.qid for q in asked[:9]}, "guesser")
+    of = replace(of, overall=replace(of.overall, above_chance=Interval((low + high) / 2, low, high)))
+    scores = [of, scored(asked, {asked[0].qid}, "seer")]
+    page = write_report(asked, scores, tmp_path / "report.html").read_text()
+    assert page.count('<tr data-model="guesser') == 9 * listed and page.count('<tr data-model="seer') == 1
+    assert ("Left out, as they see no image or cannot be told from guessing: guesser." in page) == (not listed)
+
+
+def test_failures_of_a_model_that_sees_no_image_are_left_out_in_both_formats(tmp_path):
+    asked = questions(scan())
+    blind = scored(asked, {asked[0].qid}, "prior")
+    scores = [blind, scored(asked, {asked[0].qid}, "prior", "free")]
+    page = write_report(asked, scores, tmp_path / "report.html", shortcuts=[blind]).read_text()
+    assert 'id="failures"' not in page
+
+
 def test_failures_by_another_key_show_what_that_key_calls_right(tmp_path):
     asked = questions(scan())
     other = replace(scored(asked, {asked[8].qid}), key="analytic")

@@ -48,7 +48,8 @@ def write_report(
     by_id = {question.qid: question for question in questions}
     right = {"masks": {question.qid: question.answer for question in questions}} | dict(keys or {})
     known = [of for of in scores if of.key in right]
-    seeing = [of for of in known if of not in shortcuts]
+    blind = {of.model for of in shortcuts}
+    seeing = [of for of in known if of.model not in blind and not _guesses(of)]
     page = template("report.html").render(
         title=title,
         tiles=_tiles(questions),
@@ -64,7 +65,8 @@ def write_report(
         organs=list(_organs(measurements)),
         agreements=[plot for of in known for plot in _agreements(of, by_id, right[of.key])],
         failures=[row for of in seeing for row in _failures(of, by_id, right[of.key], case_pages or {})],
-        missed={f"{of.model}, {FORMATS[of.format]}, {of.key}": _missed(of, by_id) for of in seeing},
+        missed={_labelled(of): _missed(of, by_id) for of in seeing},
+        left_out=list(dict.fromkeys(of.model for of in known if of not in seeing)),
         most=MOST_FAILURES,
     )  # fmt: skip
     with atomic_write(path) as file:
@@ -314,6 +316,16 @@ def _rounded_up(value: float) -> float:
     return ceil(value / step) * step
 
 
+def _guesses(of: Scores) -> bool:
+    """Whether the interval of accuracy minus chance includes 0."""
+    above = of.overall.above_chance
+    return above.low is not None and above.high is not None and above.low <= 0 <= above.high
+
+
+def _labelled(of: Scores) -> str:
+    return f"{of.model}, {FORMATS[of.format]}, {of.key}"
+
+
 def _missed(of: Scores, by_id: Mapping[str, Question]) -> int:
     return sum(judged.score < 0.5 for judged in of.judged if judged.qid in by_id)
 
@@ -326,7 +338,7 @@ def _failures(
     wrong.sort(key=lambda found: (found[1].margin is None, -(found[1].margin or 0), found[1].qid))
     return [
         {
-            "model": f"{of.model}, {FORMATS[of.format]}, {of.key}",
+            "model": _labelled(of),
             "subtype": question.subtype,
             "case": question.case,
             "text": question.text,
