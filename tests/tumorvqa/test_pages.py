@@ -325,6 +325,16 @@ def test_a_report_is_one_file_that_shows_what_it_is_given(tmp_path):
     assert all(words in page for words in given + made)
 
 
+def test_intervals_are_read_without_hovering_and_need_not_be_symmetric(tmp_path):
+    asked = questions(scan())
+    skewed = replace(part(asked, [True] * 20), accuracy=Interval(0.984, 0.971, 0.993))
+    of = replace(scored(asked, set()), overall=skewed, groups={GROUPS[0]: skewed}, macro_subtype=Interval(1.0))
+    page = write_report(asked, [of], tmp_path / "report.html").read_text()
+    row = re.search(r"<tr><td class=\"name\">tried.*?</tr>", page, re.DOTALL)[0]
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r'<td class="number.*?">(.*?)</td>', row)]
+    assert cells == ["98.4% (97.1–99.3)", "98.4% (97.1–99.3)", "–", "–", "–", "100.0%", "100%"]
+
+
 def test_a_report_of_questions_alone_has_no_empty_sections(tmp_path):
     page = write_report(questions(scan()), [], tmp_path / "report.html").read_text()
     assert re.findall(r'<section class="card" id="(\w+)"', page) == ["questions"]

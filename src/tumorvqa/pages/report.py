@@ -136,15 +136,14 @@ def _board(
 
 
 def _interval(of: Interval) -> str:
-    """As percent, with half the width of the interval where there is one."""
-    half = "" if of.low is None or of.high is None else f" ± {50 * (of.high - of.low):.1f}"
-    return f"{100 * of.value:.1f}{half}%"
+    """As percent, with the ends of the interval where there is one: near 0 and 100% it is not symmetric."""
+    ends = "" if of.low is None or of.high is None else f" ({100 * of.low:.1f}–{100 * of.high:.1f})"
+    return f"{of.value:.1%}{ends}"
 
 
 def _bar(of: Interval) -> dict[str, Any]:
     low, high = (of.value if end is None else end for end in (of.low, of.high))
-    return {"text": f"{of.value:.1%}", "value": of.value, "low": low, "high": high,
-            "range": "" if of.low is None else f"{100 * low:.1f} to {100 * high:.1f}%"}  # fmt: skip
+    return {"text": _interval(of), "value": of.value, "low": low, "high": high}
 
 
 def verdict(above: Interval) -> str:
