@@ -18,7 +18,7 @@ from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.pages import pixels
 from tumorvqa.pages.case import show_case
 from tumorvqa.pages.report import verdict, write_report
-from tumorvqa.pages.words import mark
+from tumorvqa.pages.words import margin, mark, said, significant
 from tumorvqa.question import GROUPS, Answer, Evidence, Option, Question, Step, Value
 from tumorvqa.scans import EMPTY, Frame, Meta, Region, Scan
 from tumorvqa.scoring.scores import Interval, Judged, Part, Scores
@@ -272,6 +272,29 @@ def test_answers_are_marked_as_the_option_they_choose_and_numbers_by_how_far_the
     assert {words: mark(cyst, words) for words in said} == said
     said = {"1306.9 cm^3": (True, "right"), "C": (False, "wrong"), "1437.59 ml": (None, "10.0% off")}
     assert {words: mark(liver, words) for words in said} == said
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (999.7, 3, "1,000"),
+        (9999.7, 4, "10,000"),
+        (12345.6, 4, "12,346"),
+        (0.00002, 4, "0.00002"),
+        (1e-9, 4, "0"),
+        (-1e-9, 4, "0"),
+        (0, 4, "0"),
+        (-0.05, 4, "−0.05"),
+        (17.25, 3, "17.2"),
+        (100, 3, "100"),
+    ],
+)
+def test_numbers_are_written_without_exponents(value, digits, text):
+    assert significant(value, digits) == text
+    if digits == 4:
+        assert said(value) == text
+    elif value > 0:
+        assert margin(replace(questions(scan())[0], margin=value)) == text
 
 
 # The report

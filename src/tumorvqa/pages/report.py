@@ -298,7 +298,7 @@ def _agreements(of: Scores, by_id: Mapping[str, Question], right_of: Mapping[str
             "low": _signed(bias - spread),
             "high": _signed(bias + spread),
             "lines": [(value + reach) / (2 * reach) for value in (bias - spread, 0.0, bias, bias + spread)],
-            "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), said, right)
+            "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), words.said(said), words.said(right))
                      for x, y, (said, right) in zip(middles, differences, found, strict=True)][::step],
             "ends": (words.said(low), words.said(high)),
             "reach": words.said(reach),
