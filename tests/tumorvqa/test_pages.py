@@ -16,12 +16,13 @@ import pytest
 
 from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.pages import pixels
-from tumorvqa.pages.case import show_case
+from tumorvqa.pages.case import COLORS, show_case
 from tumorvqa.pages.report import verdict, write_report
 from tumorvqa.pages.words import margin, mark, said, significant
 from tumorvqa.question import GROUPS, Answer, Evidence, Option, Question, Step, Value
 from tumorvqa.scans import EMPTY, Frame, Meta, Region, Scan
 from tumorvqa.scoring.scores import Interval, Judged, Part, Scores
+from tumorvqa.structures import STRUCTURES
 
 SHAPE = (120, 90, 50)
 SPACING = np.array([3.0, 3.2, 4.0])
@@ -295,6 +296,20 @@ def test_numbers_are_written_without_exponents(value, digits, text):
         assert said(value) == text
     elif value > 0:
         assert margin(replace(questions(scan())[0], margin=value)) == text
+
+
+@pytest.mark.parametrize("kind", ["organ", "vessel", "part"])
+def test_no_two_structures_of_a_kind_share_a_color(kind):
+    """Apart by 20 in CIELAB, where 2.3 can just be seen."""
+    names = [name for name, row in STRUCTURES.items() if row.kind == kind]
+    assert len(set(COLORS[kind])) == len(COLORS[kind]) >= len(names)
+    rgb = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS[kind]]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(linear @ to_xyz.T / to_xyz.sum(axis=1)).T  # none is dark enough for the linear part
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    assert apart[~np.eye(len(lab), dtype=bool)].min() > 20
 
 
 # The report

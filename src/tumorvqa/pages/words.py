@@ -26,8 +26,8 @@ STATUS = {
 
 
 def title(name: str) -> str:
-    """Of a structure, with a capital; a name that structures.py lacks as it is."""
-    text = STRUCTURES[name].title if name in STRUCTURES else name.replace("_", " ")
+    """Of a structure, with a capital."""
+    text = STRUCTURES[name].title
     return text[:1].upper() + text[1:]
 
 
