@@ -603,3 +603,20 @@ def test_a_browser_filters_failures_by_model(tmp_path):
     )
     assert found["faults"] == [] and (found["all"], found["one"]) == (5, 1)
     assert found["name"].startswith(HOSTILE) and found["wide"]
+
+
+def test_a_browser_shows_a_lesion_and_all_it_touches_without_scrolling(tmp_path):
+    of = scan()
+    vessels = [name for name, row in STRUCTURES.items() if row.kind == "vessel"]
+    touched = {name: Measurement(244.0, "degrees", 18.0) for name in vessels}
+    places = {f"liver_segment_{k}": 0.2 for k in range(4, 9)}
+    known = measured(of)
+    lesions = tuple(replace(lesion, contacts=touched, places=places) for lesion in known.lesions)
+    page = show_case(of, replace(known, lesions=lesions), [], tmp_path / "case.html")
+    script = """
+        const cut = table => table.scrollWidth > table.clientWidth;
+        found.cut = [...document.querySelectorAll(".scroll")].filter(table => table.offsetParent && cut(table)).length;
+        found.touched = document.querySelector("td.touch").textContent;
+    """
+    found = driven(page, script)
+    assert found["faults"] == [] and found["cut"] == 0 and found["touched"].count("244 ± 18°") == len(vessels)
