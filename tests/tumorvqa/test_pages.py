@@ -244,6 +244,29 @@ def test_a_case_is_one_file_that_holds_all_its_questions(tmp_path):
             assert json.loads(html.unescape(jump[1]))["slice"] == question.evidence.slice
 
 
+@pytest.mark.parametrize(
+    ("masks", "shown"),
+    [
+        (("pancreas_cyst", "pancreas", "liver"), ["pancreas", "liver"]),
+        (("kidney_left", "kidney_right"), ["kidney_left", "kidney_right"]),
+        (("pancreas_cyst", "colon"), None),
+        ((), None),
+    ],
+)
+def test_evidence_of_masks_alone_leads_to_the_middle_of_the_first_that_is_there(tmp_path, masks, shown):
+    """The middle by the ellipsoid's center, to a slice."""
+    of = scan()
+    asked = replace(questions(of)[3], evidence=Evidence(None, None, masks))
+    card = re.search(r'<article class="question.*?</article>', page_of(tmp_path, of, [asked]), re.DOTALL)[0]
+    found = re.search(r'data-jump="(.*?)"', card)
+    if shown is None:
+        assert found is None
+    else:
+        jump = json.loads(html.unescape(found[1]))
+        assert jump["masks"] == shown and jump["box"] is None
+        assert abs(jump["slice"] - ELLIPSOIDS[shown[0]][0][2] / SPACING[2]) <= 1
+
+
 def test_everything_on_a_case_page_is_escaped(tmp_path):
     of, asked = hostile_case()
     page = page_of(tmp_path, of, asked, {HOSTILE: {question.qid: HOSTILE for question in asked}})

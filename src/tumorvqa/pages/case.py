@@ -141,14 +141,16 @@ def _widest(region: Region) -> int:
 
 
 def _jump(scan: Scan, at: int | None, box: Box | None, masks: Sequence[str]) -> dict[str, Any] | None:
-    """Where a button leads: a slice, the masks to show, a box to outline; None if there is nothing to go to."""
+    """Where a button leads: a slice, the masks to show, a box to outline; None if there is nothing to go to. Of masks
+    alone it is the middle slice of the first that is there.
+    """
     known = [name for name in masks if name in scan.regions and scan.regions[name].count]
-    if at is None and box is not None:
-        at = (box[2][0] + box[2][1]) // 2
-    if at is None and known:
-        at = _widest(scan.regions[known[-1]])
     if at is None:
-        return None
+        boxes = [box] if box is not None else [scan.regions[name].box for name in known[:1]]
+        if not boxes:
+            return None
+        low, high = boxes[0][2]
+        at = (low + high) // 2
     return {"slice": min(max(int(at), 0), scan.frame.shape[2] - 1), "box": box, "masks": known}
 
 
@@ -159,7 +161,7 @@ def _organ_order(measurements: Measurements) -> list[str]:
 
 
 def _organ(scan: Scan, measurements: Measurements, name: str) -> dict[str, Any]:
-    organ = measurements.organs[name]
+    organ, there = measurements.organs[name], [name for name, region in scan.regions.items() if region.count]
     notes = [words.STATUS[organ.volume.status]] if organ.volume.status != "ok" else []
     if organ.faces:
         notes.append("touches the " + ", ".join(organ.faces) + " edge of the scan")
@@ -171,7 +173,7 @@ def _organ(scan: Scan, measurements: Measurements, name: str) -> dict[str, Any]:
         "hu": _or_dash(organ.hu),
         "hu_sd": _or_dash(organ.hu_sd),
         "note": "; ".join(notes),
-        "jump": _jump(scan, None, None, [name]),
+        "jump": _jump(scan, _widest(scan.regions[name]), None, [name]) if name in there else None,
         "main": name in MEASURED,
     }
 
