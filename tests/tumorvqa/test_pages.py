@@ -16,12 +16,13 @@ import pytest
 
 from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ
 from tumorvqa.pages import pixels
-from tumorvqa.pages.case import show_case
+from tumorvqa.pages.case import COLORS, show_case
 from tumorvqa.pages.report import verdict, write_report
-from tumorvqa.pages.words import mark
+from tumorvqa.pages.words import margin, mark, said, significant
 from tumorvqa.question import GROUPS, Answer, Evidence, Option, Question, Step, Value
 from tumorvqa.scans import EMPTY, Frame, Meta, Region, Scan
 from tumorvqa.scoring.scores import Interval, Judged, Part, Scores
+from tumorvqa.structures import STRUCTURES
 
 SHAPE = (120, 90, 50)
 SPACING = np.array([3.0, 3.2, 4.0])
@@ -243,6 +244,29 @@ def test_a_case_is_one_file_that_holds_all_its_questions(tmp_path):
             assert json.loads(html.unescape(jump[1]))["slice"] == question.evidence.slice
 
 
+@pytest.mark.parametrize(
+    ("masks", "shown"),
+    [
+        (("pancreas_cyst", "pancreas", "liver"), ["pancreas", "liver"]),
+        (("kidney_left", "kidney_right"), ["kidney_left", "kidney_right"]),
+        (("pancreas_cyst", "colon"), None),
+        ((), None),
+    ],
+)
+def test_evidence_of_masks_alone_leads_to_the_middle_of_the_first_that_is_there(tmp_path, masks, shown):
+    """The middle by the ellipsoid's center, to a slice."""
+    of = scan()
+    asked = replace(questions(of)[3], evidence=Evidence(None, None, masks))
+    card = re.search(r'<article class="question.*?</article>', page_of(tmp_path, of, [asked]), re.DOTALL)[0]
+    found = re.search(r'data-jump="(.*?)"', card)
+    if shown is None:
+        assert found is None
+    else:
+        jump = json.loads(html.unescape(found[1]))
+        assert jump["masks"] == shown and jump["box"] is None
+        assert abs(jump["slice"] - ELLIPSOIDS[shown[0]][0][2] / SPACING[2]) <= 1
+
+
 def test_everything_on_a_case_page_is_escaped(tmp_path):
     of, asked = hostile_case()
     page = page_of(tmp_path, of, asked, {HOSTILE: {question.qid: HOSTILE for question in asked}})
@@ -272,6 +296,43 @@ def test_answers_are_marked_as_the_option_they_choose_and_numbers_by_how_far_the
     assert {words: mark(cyst, words) for words in said} == said
     said = {"1306.9 cm^3": (True, "right"), "C": (False, "wrong"), "1437.59 ml": (None, "10.0% off")}
     assert {words: mark(liver, words) for words in said} == said
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (999.7, 3, "1,000"),
+        (9999.7, 4, "10,000"),
+        (12345.6, 4, "12,346"),
+        (0.00002, 4, "0.00002"),
+        (1e-9, 4, "0"),
+        (-1e-9, 4, "0"),
+        (0, 4, "0"),
+        (-0.05, 4, "−0.05"),
+        (17.25, 3, "17.2"),
+        (100, 3, "100"),
+    ],
+)
+def test_numbers_are_written_without_exponents(value, digits, text):
+    assert significant(value, digits) == text
+    if digits == 4:
+        assert said(value) == text
+    elif value > 0:
+        assert margin(replace(questions(scan())[0], margin=value)) == text
+
+
+@pytest.mark.parametrize("kind", ["organ", "vessel", "part"])
+def test_no_two_structures_of_a_kind_share_a_color(kind):
+    """Apart by 20 in CIELAB, where 2.3 can just be seen."""
+    names = [name for name, row in STRUCTURES.items() if row.kind == kind]
+    assert len(set(COLORS[kind])) == len(COLORS[kind]) >= len(names)
+    rgb = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS[kind]]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(linear @ to_xyz.T / to_xyz.sum(axis=1)).T  # none is dark enough for the linear part
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    assert apart[~np.eye(len(lab), dtype=bool)].min() > 20
 
 
 # The report
@@ -325,6 +386,16 @@ def test_a_report_is_one_file_that_shows_what_it_is_given(tmp_path):
     assert all(words in page for words in given + made)
 
 
+def test_intervals_are_read_without_hovering_and_need_not_be_symmetric(tmp_path):
+    asked = questions(scan())
+    skewed = replace(part(asked, [True] * 20), accuracy=Interval(0.984, 0.971, 0.993))
+    of = replace(scored(asked, set()), overall=skewed, groups={GROUPS[0]: skewed}, macro_subtype=Interval(1.0))
+    page = write_report(asked, [of], tmp_path / "report.html").read_text()
+    row = re.search(r"<tr><td class=\"name\">tried.*?</tr>", page, re.DOTALL)[0]
+    cells = [re.sub("<.*?>", "", cell) for cell in re.findall(r'<td class="number.*?">(.*?)</td>', row)]
+    assert cells == ["98.4% (97.1–99.3)", "98.4% (97.1–99.3)", "–", "–", "–", "100.0%", "100%"]
+
+
 def test_a_report_of_questions_alone_has_no_empty_sections(tmp_path):
     page = write_report(questions(scan()), [], tmp_path / "report.html").read_text()
     assert re.findall(r'<section class="card" id="(\w+)"', page) == ["questions"]
@@ -363,6 +434,33 @@ def test_failures_come_clearest_first_and_exact_ones_last(tmp_path):
     clear = [float(margin) for margin in margins if margin != "exact"]
     assert clear == sorted((q.margin for q in asked if q.margin is not None), reverse=True)
     assert margins[len(clear) :] == ["exact"] * sum(q.margin is None for q in asked)
+
+
+def test_of_more_failures_than_rows_the_share_that_is_shown_is_said(tmp_path):
+    asked = [replace(q, qid=f"{q.qid}-{i}") for i in range(3) for q in questions(scan())]
+    page = write_report(asked, [scored(asked, {q.qid for q in asked})], tmp_path / "report.html").read_text()
+    assert "(40 of 60 shown)</option>" in page and page.count("<tr data-model") == 40
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "listed"), [(-0.01, 0.2, False), (0.0, 0.2, False), (0.01, 0.2, True), (-0.4, -0.1, True)]
+)
+def test_failures_of_a_model_that_cannot_be_told_from_guessing_are_left_out(tmp_path, low, high, listed):
+    asked = questions(scan())
+    of = scored(asked, {q.qid for q in asked[:9]}, "guesser")
+    of = replace(of, overall=replace(of.overall, above_chance=Interval((low + high) / 2, low, high)))
+    scores = [of, scored(asked, {asked[0].qid}, "seer")]
+    page = write_report(asked, scores, tmp_path / "report.html").read_text()
+    assert page.count('<tr data-model="guesser') == 9 * listed and page.count('<tr data-model="seer') == 1
+    assert ("Left out, as they see no image or cannot be told from guessing: guesser." in page) == (not listed)
+
+
+def test_failures_of_a_model_that_sees_no_image_are_left_out_in_both_formats(tmp_path):
+    asked = questions(scan())
+    blind = scored(asked, {asked[0].qid}, "prior")
+    scores = [blind, scored(asked, {asked[0].qid}, "prior", "free")]
+    page = write_report(asked, scores, tmp_path / "report.html", shortcuts=[blind]).read_text()
+    assert 'id="failures"' not in page
 
 
 def test_failures_by_another_key_show_what_that_key_calls_right(tmp_path):
@@ -528,3 +626,20 @@ def test_a_browser_filters_failures_by_model(tmp_path):
     )
     assert found["faults"] == [] and (found["all"], found["one"]) == (5, 1)
     assert found["name"].startswith(HOSTILE) and found["wide"]
+
+
+def test_a_browser_shows_a_lesion_and_all_it_touches_without_scrolling(tmp_path):
+    of = scan()
+    vessels = [name for name, row in STRUCTURES.items() if row.kind == "vessel"]
+    touched = {name: Measurement(244.0, "degrees", 18.0) for name in vessels}
+    places = {f"liver_segment_{k}": 0.2 for k in range(4, 9)}
+    known = measured(of)
+    lesions = tuple(replace(lesion, contacts=touched, places=places) for lesion in known.lesions)
+    page = show_case(of, replace(known, lesions=lesions), [], tmp_path / "case.html")
+    script = """
+        const cut = table => table.scrollWidth > table.clientWidth;
+        found.cut = [...document.querySelectorAll(".scroll")].filter(table => table.offsetParent && cut(table)).length;
+        found.touched = document.querySelector("td.touch").textContent;
+    """
+    found = driven(page, script)
+    assert found["faults"] == [] and found["cut"] == 0 and found["touched"].count("244 ± 18°") == len(vessels)

@@ -14,12 +14,19 @@ from tumorvqa.scans import Box, Region, Scan
 from tumorvqa.structures import HOSTS, LESIONS, MEASURED, STRUCTURES
 
 WINDOWS = {"soft tissue": (400, 50), "liver": (150, 70), "lung": (1500, -600), "bone": (1800, 400)}  # width, level
-COLORS = {  # a lesion is warm, everything else is not
+COLORS = {  # a lesion is warm, everything else is not; no two organs, vessels or parts share a color
     "lesion": ("#ff3b30", "#ffd60a", "#ff2d95", "#ff9500", "#ff6b6b", "#ffb3c7"),
-    "organ": ("#2ec4b6", "#5b8cff", "#8ac926", "#b388ff", "#00b4d8", "#6ab187", "#9db4ff", "#c7e58c"),
-    "vessel": ("#4cc9f0", "#7b8cde", "#a0e7e5", "#c8b6ff"),
-    "part": ("#74c69d", "#8ecae6", "#cdb4db", "#b7e4c7", "#a2d2ff", "#d0f4de", "#bde0fe", "#e4c1f9"),
-}
+    "organ": (
+        "#2ec4b6", "#5b8cff", "#8ac926", "#b388ff", "#00b4d8", "#26ffa8", "#768149", "#efdcfc", "#d0ecb1", "#7b7998",
+        "#198f3d", "#b6eced", "#56857c", "#0082ca", "#adf58c", "#6b8609", "#00ffd6", "#956ab6", "#94b1ea", "#69c386",
+        "#a7b962",
+    ),
+    "vessel": ("#4cc9f0", "#cef057", "#35e6a9", "#cc9fee", "#e0e6c3", "#94bd6b", "#e6deff"),
+    "part": (
+        "#74c69d", "#cc9fee", "#cef057", "#00befd", "#55ff9a", "#b8ebf9", "#a7b962", "#00ffd6", "#68c643", "#e0e6c3",
+        "#b4accd",
+    ),
+}  # fmt: skip
 KINDS = {"lesion": "Lesions", "organ": "Organs", "vessel": "Vessels", "part": "Parts"}
 
 
@@ -40,10 +47,7 @@ def show_case(
 ) -> Path:
     """Write the page to `path`; `answers` maps a model's name to what it said by question id. The path."""
     factor, volume = pixels.packed_volume(scan.hu)
-    known = sorted(
-        scan.regions, key=lambda name: list(STRUCTURES).index(name) if name in STRUCTURES else len(STRUCTURES)
-    )
-    there = {name: scan.regions[name] for name in known if scan.regions[name].count}
+    there = {name: scan.regions[name] for name in STRUCTURES if name in scan.regions and scan.regions[name].count}
     boxes, bits = pixels.packed_masks(there, scan.frame.shape, factor)
     structures = list(_structures(there, boxes))
     of_questions = [question for question in questions if question.case == scan.case]
@@ -76,7 +80,7 @@ def show_case(
         organs=[_organ(scan, measurements, name) for name in _organ_order(measurements)],
         lesions=list(_lesions(scan, measurements)),
         unmarked=[words.title(name) for name in LESIONS if name not in measurements.annotated],
-        faults=[(words.title(name), words.STATUS.get(why, why)) for name, why in measurements.faults.items()],
+        faults=[(words.title(name), words.STATUS[why]) for name, why in measurements.faults.items()],
         groups={group: sum(question.group == group for question in of_questions) for group in GROUPS},
         cards=[_card(scan, question, answers or {}) for question in of_questions],
     )
@@ -106,7 +110,7 @@ def _structures(regions: Mapping[str, Any], boxes: Sequence[Box]) -> Iterator[di
     offset = 0
     of_kind = dict.fromkeys(KINDS, 0)
     for name, box in zip(regions, boxes, strict=True):
-        kind = STRUCTURES[name].kind if name in STRUCTURES else "organ"
+        kind = STRUCTURES[name].kind
         colors = COLORS[kind]
         yield {
             "name": name,
@@ -137,25 +141,27 @@ def _widest(region: Region) -> int:
 
 
 def _jump(scan: Scan, at: int | None, box: Box | None, masks: Sequence[str]) -> dict[str, Any] | None:
-    """Where a button leads: a slice, the masks to show, a box to outline; None if there is nothing to go to."""
+    """Where a button leads: a slice, the masks to show, a box to outline; None if there is nothing to go to. Of masks
+    alone it is the middle slice of the first that is there.
+    """
     known = [name for name in masks if name in scan.regions and scan.regions[name].count]
-    if at is None and box is not None:
-        at = (box[2][0] + box[2][1]) // 2
-    if at is None and known:
-        at = _widest(scan.regions[known[-1]])
     if at is None:
-        return None
+        boxes = [box] if box is not None else [scan.regions[name].box for name in known[:1]]
+        if not boxes:
+            return None
+        low, high = boxes[0][2]
+        at = (low + high) // 2
     return {"slice": min(max(int(at), 0), scan.frame.shape[2] - 1), "box": box, "masks": known}
 
 
 def _organ_order(measurements: Measurements) -> list[str]:
     """Organs that are asked about first, the rest as structures.py has them."""
     known = [*MEASURED, *(name for name in STRUCTURES if name not in MEASURED)]
-    return sorted(measurements.organs, key=lambda name: known.index(name) if name in known else len(known))
+    return sorted(measurements.organs, key=known.index)
 
 
 def _organ(scan: Scan, measurements: Measurements, name: str) -> dict[str, Any]:
-    organ = measurements.organs[name]
+    organ, there = measurements.organs[name], [name for name, region in scan.regions.items() if region.count]
     notes = [words.STATUS[organ.volume.status]] if organ.volume.status != "ok" else []
     if organ.faces:
         notes.append("touches the " + ", ".join(organ.faces) + " edge of the scan")
@@ -167,7 +173,7 @@ def _organ(scan: Scan, measurements: Measurements, name: str) -> dict[str, Any]:
         "hu": _or_dash(organ.hu),
         "hu_sd": _or_dash(organ.hu_sd),
         "note": "; ".join(notes),
-        "jump": _jump(scan, None, None, [name]),
+        "jump": _jump(scan, _widest(scan.regions[name]), None, [name]) if name in there else None,
         "main": name in MEASURED,
     }
 

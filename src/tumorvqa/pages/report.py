@@ -48,7 +48,8 @@ def write_report(
     by_id = {question.qid: question for question in questions}
     right = {"masks": {question.qid: question.answer for question in questions}} | dict(keys or {})
     known = [of for of in scores if of.key in right]
-    seeing = [of for of in known if of not in shortcuts]
+    blind = {of.model for of in shortcuts}
+    seeing = [of for of in known if of.model not in blind and not _guesses(of)]
     page = template("report.html").render(
         title=title,
         tiles=_tiles(questions),
@@ -64,7 +65,8 @@ def write_report(
         organs=list(_organs(measurements)),
         agreements=[plot for of in known for plot in _agreements(of, by_id, right[of.key])],
         failures=[row for of in seeing for row in _failures(of, by_id, right[of.key], case_pages or {})],
-        missed={f"{of.model}, {FORMATS[of.format]}, {of.key}": _missed(of, by_id) for of in seeing},
+        missed={_labelled(of): _missed(of, by_id) for of in seeing},
+        left_out=list(dict.fromkeys(of.model for of in known if of not in seeing)),
         most=MOST_FAILURES,
     )  # fmt: skip
     with atomic_write(path) as file:
@@ -134,15 +136,14 @@ def _board(
 
 
 def _interval(of: Interval) -> str:
-    """As percent, with half the width of the interval where there is one."""
-    half = "" if of.low is None or of.high is None else f" ± {50 * (of.high - of.low):.1f}"
-    return f"{100 * of.value:.1f}{half}%"
+    """As percent, with the ends of the interval where there is one: near 0 and 100% it is not symmetric."""
+    ends = "" if of.low is None or of.high is None else f" ({100 * of.low:.1f}–{100 * of.high:.1f})"
+    return f"{of.value:.1%}{ends}"
 
 
 def _bar(of: Interval) -> dict[str, Any]:
     low, high = (of.value if end is None else end for end in (of.low, of.high))
-    return {"text": f"{of.value:.1%}", "value": of.value, "low": low, "high": high,
-            "range": "" if of.low is None else f"{100 * low:.1f} to {100 * high:.1f}%"}  # fmt: skip
+    return {"text": _interval(of), "value": of.value, "low": low, "high": high}
 
 
 def verdict(above: Interval) -> str:
@@ -297,7 +298,7 @@ def _agreements(of: Scores, by_id: Mapping[str, Question], right_of: Mapping[str
             "low": _signed(bias - spread),
             "high": _signed(bias + spread),
             "lines": [(value + reach) / (2 * reach) for value in (bias - spread, 0.0, bias, bias + spread)],
-            "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), said, right)
+            "dots": [((x - low) / ((high - low) or 1), (y + reach) / (2 * reach), words.said(said), words.said(right))
                      for x, y, (said, right) in zip(middles, differences, found, strict=True)][::step],
             "ends": (words.said(low), words.said(high)),
             "reach": words.said(reach),
@@ -314,6 +315,16 @@ def _rounded_up(value: float) -> float:
     return ceil(value / step) * step
 
 
+def _guesses(of: Scores) -> bool:
+    """Whether the interval of accuracy minus chance includes 0."""
+    above = of.overall.above_chance
+    return above.low is not None and above.high is not None and above.low <= 0 <= above.high
+
+
+def _labelled(of: Scores) -> str:
+    return f"{of.model}, {FORMATS[of.format]}, {of.key}"
+
+
 def _missed(of: Scores, by_id: Mapping[str, Question]) -> int:
     return sum(judged.score < 0.5 for judged in of.judged if judged.qid in by_id)
 
@@ -326,7 +337,7 @@ def _failures(
     wrong.sort(key=lambda found: (found[1].margin is None, -(found[1].margin or 0), found[1].qid))
     return [
         {
-            "model": f"{of.model}, {FORMATS[of.format]}, {of.key}",
+            "model": _labelled(of),
             "subtype": question.subtype,
             "case": question.case,
             "text": question.text,

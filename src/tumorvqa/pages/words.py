@@ -26,8 +26,8 @@ STATUS = {
 
 
 def title(name: str) -> str:
-    """Of a structure, with a capital; a name that structures.py lacks as it is."""
-    text = STRUCTURES[name].title if name in STRUCTURES else name.replace("_", " ")
+    """Of a structure, with a capital."""
+    text = STRUCTURES[name].title
     return text[:1].upper() + text[1:]
 
 
@@ -43,6 +43,13 @@ def unit(name: str) -> str:
 
 def number(value: float, digits: int) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def significant(value: float, digits: int) -> str:
+    """To that many significant digits and at most 6 decimals, without trailing zeros and never with an exponent."""
+    decimals = min(max(0, digits - 1 - floor(log10(abs(value)))), 6) if value else 0
+    text = number(round(value, decimals) + 0.0, decimals)  # + 0.0: no minus before a 0
+    return text.rstrip("0").rstrip(".") if decimals else text
 
 
 def measured(measurement: Measurement) -> str:
@@ -69,14 +76,14 @@ def said(value: Value) -> str:
     """An answer or the result of a step."""
     if isinstance(value, str):
         return STRUCTURES[value].title if value in STRUCTURES else value
-    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e4 else f"{value:,.0f}".replace("-", "−")
+    return significant(value, 4)
 
 
 def margin(of: Question) -> str:
     """How many uncertainties the truth lies from another answer."""
     if of.margin is None:
         return "exact"
-    return f"{of.margin:.3g}" if of.margin < 1000 else "over 1,000"
+    return significant(of.margin, 3) if of.margin < 1000 else "over 1,000"
 
 
 def mark(question: Question, words: str) -> tuple[bool | None, str]:
