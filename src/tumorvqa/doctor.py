@@ -9,12 +9,12 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
 from tumorvqa.measuring import surface
-from tumorvqa.measuring.lesions import pieces
+from tumorvqa.measuring.lesions import GENERIC, pieces
 from tumorvqa.readers import nifti
 from tumorvqa.readers.cases import read_noting
 from tumorvqa.readers.folders import CaseFiles
 from tumorvqa.scans import CaseFault, Region, Scan
-from tumorvqa.structures import LESIONS, MEASURED, STRUCTURES
+from tumorvqa.structures import KINDS, LESIONS, MEASURED, STRUCTURES
 
 SHIFT = 1024  # HU between stored numbers and HU in most CT files
 SOFT = (-200, 300)  # HU of fat, organs and vessels
@@ -31,6 +31,7 @@ HOLLOW = (
 )  # may hold gas
 FAT = -80  # HU that no liver, spleen, kidney or pancreas has, but fat, lung and air do
 MISPLACED = 0.1  # share of their voxels below that from which masks cannot belong to the CT (real: 0.003, shifted: 0.2)
+FILL = 0.02  # of the voxels with the lowest value from which that is a fill and no air with its noise
 SAMPLE = 100  # voxels along each axis that the shares of HU are taken from
 
 
@@ -102,12 +103,15 @@ def of_hu(scan: Scan) -> list[Remark]:
 
 def hu_faults(hu: NDArray[np.int16]) -> list[Remark]:
     """The fault of values that are no HU. A CT has soft tissue at -200..300 and something darker, air or fat; stored
-    numbers lie 1024 higher, a rescale applied twice 1024 lower, and an MR has nothing below zero but noise.
+    numbers lie 1024 higher, a rescale applied twice 1024 lower, and an MR has nothing below zero but noise. A constant
+    that fills what was not scanned says nothing and is left out.
     """
     found = sample(hu)
+    if (found > found.min()).any() and np.mean(found == found.min()) > FILL:
+        found = found[found > found.min()]
     if share(found, *AIR) < 0.001 and share(found, SOFT[0] + SHIFT, SOFT[1] + SHIFT) > 0.05:
         text = f"HU are about {SHIFT} too high: the intercept -{SHIFT} was never applied. Convert the CT again."
-    elif share(found, AIR[0], -30) < 0.01:
+    elif share(found, AIR[0], -30) < 0.01 and share(found, *SOFT) >= 0.01:
         text = "no air and no fat, nothing below -30 HU: an MR volume, or numbers that are no HU."
     elif share(found, *SOFT) < 0.01 and share(found, -1200 - SHIFT, -800 - SHIFT) > 0.01:
         text = f"HU are about {SHIFT} too low: the intercept -{SHIFT} was applied twice. Convert the CT again."
@@ -153,6 +157,12 @@ def of_masks(scan: Scan) -> list[Remark]:
         if common > 0.01 * min(there[one].count, there[two].count):
             text = f"{STRUCTURES[one].title} and {STRUCTURES[two].title} share {common} voxels."
             remarks.append(Remark("warning", text))
+    for host, kinds in KINDS.items():
+        typed = [name for name in (f"{host}_{kind}" for kind in kinds if kind != GENERIC) if name in there]
+        for one, two in itertools.combinations(typed, 2):
+            if common := shared_voxels(there[one], there[two]):
+                text = f"{STRUCTURES[one].title} and {STRUCTURES[two].title} share {common} voxels"
+                remarks.append(Remark("warning", f"{text}, which count as {STRUCTURES[one].title}."))
     return [*remarks, *swapped(there)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tumorvqa.phantoms.insert import insert_lesion, room
 from tumorvqa.phantoms.write import write_scan
-from tumorvqa.readers.cases import read_case
+from tumorvqa.readers.cases import identity, read_case
 from tumorvqa.readers.folders import CaseFiles
 
 
@@ -13,7 +13,7 @@ def insert_into(
     files: CaseFiles, out: Path, organ: str = "liver", kind: str = "tumor", diameter_mm: float = 24.0, hu: float = 5.0
 ) -> Path:
     """The case with a ball where the organ has most room, as a new case in the folder `out`; ValueError if it does not
-    fit, or if `out` is there already.
+    fit, or if `out` is there already. Its patient is that of the case it was made of.
     """
     if out.exists():
         raise ValueError(f"{out} is there already; name a folder that is not.")
@@ -22,4 +22,4 @@ def insert_into(
     if diameter_mm > 2 * radius:
         raise ValueError(f"a ball of {diameter_mm:g} mm does not fit: the {organ} has room for {2 * radius:.0f} mm.")
     changed = insert_lesion(scan, organ, center, diameter_mm / 2, hu, kind)
-    return write_scan(replace(changed, case=out.name), out.parent, scan.patient)
+    return write_scan(replace(changed, case=out.name), out.parent, identity(files))

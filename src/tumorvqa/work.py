@@ -77,7 +77,7 @@ def measure_all(
 
 def measure_one(case: CaseFiles, folder: Path, salt: str, memory_gb: float) -> CaseResult:
     """The result of a case, from disk if it is there already."""
-    path = folder / f"{case.id}.json"
+    path, key = folder / f"{case.id}.json", ""
     try:
         key = content_key(case, salt)
         kept = stored(path)
@@ -96,11 +96,16 @@ def measure_one(case: CaseFiles, folder: Path, salt: str, memory_gb: float) -> C
 
 
 def content_key(case: CaseFiles, salt: str) -> str:
-    """A hash of every byte of a case, of what its patient is called with, and of how things are measured."""
+    """A hash of every byte of a case, of what its patient is called with, and of how things are measured; CaseFault if
+    a file cannot be read.
+    """
     digest = sha256(f"{DEFINITIONS} {salt} {sorted(case.row.items())}".encode())
     for path in case.paths:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + file_digest(file, "sha256").digest())
+        try:
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + file_digest(file, "sha256").digest())
+        except OSError:
+            raise CaseFault(f"{case.name(path)} cannot be read: not a file, missing, or not yours to read.") from None
     return digest.hexdigest()
 
 
@@ -108,7 +113,7 @@ def stored(path: Path) -> CaseResult | None:
     """A result on disk; None if there is none or not one of this version."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=CaseResult)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
         return None
 
 

@@ -20,8 +20,9 @@ from tumorvqa.phantoms.phantom import Phantom, contact
 from tumorvqa.phantoms.render import cut, render
 from tumorvqa.phantoms.shapes import Ellipsoid, Tube, gap, lattice
 from tumorvqa.phantoms.truth import truth
-from tumorvqa.phantoms.write import write
-from tumorvqa.scans import Frame, Meta, Region, Scan
+from tumorvqa.phantoms.write import write, write_scan
+from tumorvqa.readers import find_cases, read_case
+from tumorvqa.scans import EMPTY, Frame, Meta, Region, Scan
 from tumorvqa.structures import HOSTS, KINDS, MEASURED, PLACES
 
 COUNT, SEED = 7, 3
@@ -408,6 +409,13 @@ def test_an_inserted_lesion_has_its_volume_its_mean_and_the_noise_of_its_organ(a
 
 def share_of(scan: Scan, middle: NDArray[np.float64]) -> NDArray[np.float64]:
     return coverage(scan, tuple(middle), (10.0, 8.0, 9.0))[1]
+
+
+def test_a_scan_without_an_organs_voxels_is_read_again_and_an_empty_lesion_class_stays(tmp_path):
+    scan = synthetic(np.diag([3.0, 3.0, 4.0, 1.0]))
+    scan = replace(scan, regions=scan.regions | {"spleen": EMPTY, "liver_cyst": EMPTY})
+    again = read_case(find_cases(write_scan(scan, tmp_path, "P"))[0])
+    assert set(again.regions) == {"liver", "liver_cyst"} and again.regions["liver_cyst"] is EMPTY
 
 
 def test_a_ball_in_the_room_found_fits_and_a_larger_or_second_one_does_not():

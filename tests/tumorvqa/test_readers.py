@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.tumorvqa.cases import SHAPE, body, frame, save, write_case
-from tumorvqa.readers import case_files, find_cases, patient_group, read_case
+from tumorvqa.readers import case_files, find_cases, identity, patient_group, read_case
+from tumorvqa.readers.patients import meta
 from tumorvqa.readers.totalsegmentator import CLASSES, LABELS
 from tumorvqa.scans import EMPTY, CaseFault
 
@@ -55,7 +56,7 @@ def test_a_folder_of_masks_becomes_regions_with_the_same_voxels(case):
         whole = np.zeros(SHAPE, bool)
         whole[tuple(slice(*ends) for ends in region.box)] = region.mask
         assert (whole == masks[name]).all()
-    assert (scan.case, scan.source, scan.provenance) == ("CASE_1", "AbdomenAtlas", "human")
+    assert (scan.case, scan.source, scan.provenance) == ("CASE_1", "AbdomenAtlas", "unknown")
 
 
 def test_a_label_map_says_the_same_as_a_file_per_organ(tmp_path):
@@ -86,13 +87,12 @@ def test_names_of_abdomenatlas_are_understood_and_others_are_reported(case):
 
 
 def test_several_files_of_one_structure_are_united(case):
-    _, masks = body()
     for side, row in (("left", slice(10, 12)), ("right", slice(30, 33))):
         part = np.zeros(SHAPE, bool)
         part[row, 10, 10] = True
         save(part, case / "segmentations" / f"kidney_cyst_{side}.nii.gz")
     region = read(case).regions["kidney_cyst"]
-    assert region.count == 5 and region.box == ((10, 33), (10, 11), (10, 11)) and masks
+    assert region.count == 5 and region.box == ((10, 33), (10, 11), (10, 11))
 
 
 def test_an_absent_file_is_unknown_and_an_empty_one_is_none(case):
@@ -120,6 +120,47 @@ def test_labels_without_a_name_are_a_fault_that_lists_them(tmp_path):
         read_case(case_files(ct, labels))
 
 
+LABELS_WRONG = {
+    "damaged": ("{", "labels.json is damaged"),
+    "a list": ("[1]", "labels.json is damaged"),
+    "deep": ("[" * 100000, "labels.json is damaged"),
+    "a fraction": ('{"1.5": "liver"}', "labels.json is damaged"),
+    "negative": ('{"-2": "liver"}', "names a label that no map can hold"),
+    "65536": ('{"65536": "liver"}', "names a label that no map can hold"),
+    "huge": ('{"99999999999": "liver"}', "names a label that no map can hold"),
+    "absent": (None, "combined_labels.nii.gz has no labels.json beside it"),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS_WRONG)
+def test_wrong_names_of_labels_are_a_fault_of_their_case_and_not_of_the_folder(tmp_path, kind):
+    text, said = LABELS_WRONG[kind]
+    hu, masks = body()
+    write_case(tmp_path / "good")
+    ct = save(hu, tmp_path / "bad" / "ct.nii.gz")
+    combined = save(masks["liver"], tmp_path / "bad" / "combined_labels.nii.gz")
+    if text is not None:
+        (tmp_path / "bad" / "labels.json").write_text(text)
+    bad, good = find_cases(tmp_path)
+    assert read_case(good).case == "good" and set(bad.paths) == set((tmp_path / "bad").iterdir())
+    with pytest.raises(CaseFault, match=said):
+        read_case(bad)
+    if text is not None:
+        with pytest.raises(CaseFault, match=said):
+            read_case(case_files(ct, combined))
+
+
+def test_a_case_is_called_the_same_from_wherever_it_is_named(tmp_path, monkeypatch):
+    """Its id, patient and contrast, as part of a folder, alone, and as the working folder."""
+    write_case(tmp_path / "CASE_1")
+    (tmp_path / "metadata.csv").write_text("BDMAP ID,original id,contrast\nCASE_1,P9,Venous\n")
+    (part,), (alone,) = find_cases(tmp_path), find_cases(tmp_path / "CASE_1")
+    monkeypatch.chdir(tmp_path / "CASE_1")
+    (here,) = find_cases(".")
+    assert part == alone == here
+    assert (part.id, identity(part), read_case(part).meta.contrast) == ("CASE_1", "P9", "venous")
+
+
 def test_meta_json_and_metadata_csv_tell_patient_sex_age_contrast(tmp_path):
     write_case(tmp_path / "CASE_1", meta={"patient": "P7", "source": "phantom", "provenance": "phantom", "sex": "F"})
     write_case(tmp_path / "CASE_2")
@@ -133,6 +174,39 @@ def test_meta_json_and_metadata_csv_tell_patient_sex_age_contrast(tmp_path):
     assert (one.meta.contrast, one.meta.scanner) == ("venous", "Scanner A")
     assert (two.meta.sex, two.meta.age, two.meta.contrast, two.meta.scanner) == ("male", None, "plain", None)
     assert one.patient == two.patient == hmac.new(b"s", b"P7", hashlib.sha256).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    "said, years",
+    [("063Y", 63), ("63", 63), ("006M", 0), ("018D", 0), ("012W", 0), ("030M", 2), ("110W", 2), ("18 months", 1)],
+)
+def test_an_age_is_whole_years_whatever_its_unit(said, years):
+    assert meta({"age": said}).age == years
+
+
+@pytest.mark.parametrize("said", ["121", "", "adult", "-3"])
+def test_what_is_no_age_is_none(said):
+    assert meta({"age": said}).age is None
+
+
+SUBSET = ("liver", "spleen", "urinary_bladder", "small_bowel", "inferior_vena_cava")
+
+
+@pytest.mark.parametrize(
+    "names, layout, provenance",
+    [
+        (SUBSET, "totalsegmentator", "ai"),
+        (("liver", "kidney_cyst_left"), "totalsegmentator", "ai"),
+        (("liver", "spleen", "kidney_left", "aorta"), "abdomenatlas", "unknown"),  # both spell these so
+        (("liver", "postcava", "inferior_vena_cava"), "abdomenatlas", "unknown"),
+        (("liver", "_postcava"), "abdomenatlas", "ai"),
+        (("liver", "liver_tumor", "small_bowel"), "abdomenatlas", "unknown"),
+    ],
+)
+def test_a_subset_of_totalsegmentators_masks_is_known_by_its_spellings(tmp_path, names, layout, provenance):
+    mask = body()[1]["liver"]
+    files = find_cases(write_case(tmp_path / "CASE_1", masks=dict.fromkeys(names, mask)))[0]
+    assert (files.layout, read_case(files).provenance) == (layout, provenance)
 
 
 def test_the_patient_group_needs_the_salt_to_be_guessed():
@@ -272,6 +346,40 @@ def test_no_header_makes_more_than_a_case_fault(case):
             refused += 1
             assert "\n" not in str(fault)
     assert 20 < refused < 280
+
+
+@pytest.mark.parametrize("offset", [100, -5, np.nan, np.inf, 1e30])
+def test_voxels_cannot_begin_within_the_header_or_nowhere(case, offset):
+    header_bytes(case / "ct.nii.gz", lambda header: header.__setitem__("vox_offset", offset))
+    with pytest.raises(CaseFault, match=r"ct.nii.gz has a damaged header: its voxels cannot begin at byte"):
+        read(case)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_voxels_begin_behind_the_header_where_it_does_not_say(case, kind):
+    hu, _ = body()
+    data = bytearray(kind(hu, frame().affine).to_bytes())
+    at, size = (108, 4) if kind is nib.Nifti1Image else (168, 8)
+    data[at : at + size] = bytes(size)
+    (case / "ct.nii.gz").write_bytes(gzip.compress(bytes(data), 1))
+    assert (read(case).hu == hu).all()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
+def test_the_lowest_number_of_int16_is_padding_in_every_type(case, dtype):
+    hu, _ = body()
+    hu[:2] = -32768
+    save(hu.astype(dtype), case / "ct.nii.gz")
+    assert (read(case).hu == hu).all()
+
+
+@pytest.mark.parametrize("value", [-32769, 32768])
+def test_numbers_beyond_int16_are_no_hu(case, value):
+    hu = body()[0].astype(np.int32)
+    hu[1, 2, 3] = value
+    save(hu, case / "ct.nii.gz")
+    with pytest.raises(CaseFault, match=f"values up to {value}, which are no HU"):
+        read(case)
 
 
 def test_the_sform_wins_over_the_qform(case):

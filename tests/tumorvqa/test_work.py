@@ -17,7 +17,8 @@ import pytest
 from tests.tumorvqa.by_hand import small_case
 from tumorvqa import work
 from tumorvqa.cli import main
-from tumorvqa.readers.folders import find_cases
+from tumorvqa.inserting import insert_into
+from tumorvqa.readers import find_cases, patient_group, read_case
 from tumorvqa.sets import measured_in
 from tumorvqa.work import here, in_processes, measure_all
 
@@ -68,6 +69,39 @@ def test_bad_cases_are_set_aside_with_one_line_each_and_the_rest_is_done(tmp_pat
         assert "\n" not in row["reason"] and reasons[row["case"]] in row["reason"], row
         assert f"set aside: {row['case']}: {row['reason']}" in said
     assert [case.case for case in measured_in(tmp_path / "out")] == ["good", "last"]
+
+
+@pytest.mark.parametrize("kind", ["a link to nothing", "a folder"])
+def test_a_file_that_is_none_sets_its_case_aside_and_names_no_folder(tmp_path, kind):
+    small_case(tmp_path / "in", "good")
+    mask = small_case(tmp_path / "in", "bad") / "segmentations" / "spleen.nii.gz"
+    mask.unlink()
+    mask.mkdir() if kind == "a folder" else mask.symlink_to(tmp_path / "nothing")
+    bad, good = measure_all(find_cases(tmp_path / "in"), tmp_path / "out")
+    assert good.measurements is not None and bad.measurements is None and bad.key == ""
+    assert bad.fault.startswith("segmentations/spleen.nii.gz cannot be read") and str(tmp_path) not in bad.fault
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b"\xff\xfe", b'{"case": "\xff"}', b'{"case": 3}', b"null"])
+def test_a_damaged_result_is_measured_again(tmp_path, left):
+    small_case(tmp_path / "in", "a")
+    (first,) = measure_all(find_cases(tmp_path / "in"), tmp_path / "out")
+    (tmp_path / "out" / "cases" / "a.json").write_bytes(left)
+    assert measure_all(find_cases(tmp_path / "in"), tmp_path / "out") == [first]
+    assert work.stored(tmp_path / "out" / "cases" / "a.json") == first
+
+
+@pytest.mark.parametrize("said", ["by meta.json", "by a table", "by nothing"])
+def test_a_case_with_an_inserted_lesion_is_of_the_same_patient(tmp_path, said):
+    folder = small_case(tmp_path / "in", "a")
+    if said == "by meta.json":
+        (folder / "meta.json").write_text('{"patient": "P7"}')
+    if said == "by a table":
+        (tmp_path / "in" / "metadata.csv").write_text("id,patient\na,P7\n")
+    (files,) = find_cases(tmp_path / "in")
+    (changed,) = find_cases(insert_into(files, tmp_path / "new" / "b", "liver", "cyst", 9.0))
+    assert read_case(changed, salt="s").patient == read_case(files, salt="s").patient
+    assert read_case(changed, salt="s").patient == patient_group("a" if said == "by nothing" else "P7", "s")
 
 
 def test_doctor_finds_what_measuring_refuses(tmp_path, capsys):

@@ -25,6 +25,7 @@ LENGTH = 20.0  # mm of a vessel on either side of the lesion that tell which way
 LOCAL = 6  # voxels beyond the vessel's rim from which the lesion's outline is taken
 SHIFT = 0.8  # of the outline's scatter by which outline and rim may be off
 GRAZE = 0.5  # of the half angle at which a plane is a voxel deep in the vessel: what none or all may hide
+UNSEEN = 90.0  # degrees of doubt where one lies in the other and no outline tells
 FEW = 30  # points of the outline below which all of it is taken
 FLAT = np.ones((3, 3))
 TOUCHING = np.ones((3, 3, 3))
@@ -49,6 +50,8 @@ def contact(lesion: Region, vessel: Region, frame: Frame) -> Measurement:
     box = surface.around(lesion.box, frame, LENGTH)
     v = surface.within(vessel, box)
     mine = surface.within(lesion, box) & ~v
+    if not mine.any():  # which of the two masks is right cannot be known
+        return Measurement(360.0, "degrees", UNSEEN, method="inside the vessel")
     across = direction(v, frame)
     order = [axis for axis in range(3) if axis != across] + [across]
     axes = frame.affine[:3, :3][:, order]
@@ -111,7 +114,7 @@ def covered(part: NDArray[np.bool_], points: NDArray[np.float64], k: int, axes: 
     if local.shape[1] < FEW:
         local = points
     if not local.size:
-        return 360.0, 90.0
+        return 360.0, UNSEEN
     depth = sphere(*local)
     scatter = SHIFT * float(np.sqrt(np.mean(depth(local[0]) ** 2)))
     inside = depth(rim)

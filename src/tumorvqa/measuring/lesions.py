@@ -25,21 +25,25 @@ class Component(NamedTuple):
 def components(scan: Scan, host: str) -> list[Component]:
     """26-connected components of every lesion mask of an organ; two lesions that touch are one.
 
-    Of overlapping classes the typed one counts: a component of the generic mask of which typed masks cover more than
-    half is the same lesion and is left out; of others the typed voxels are taken away.
+    A voxel of several classes is of the first in the order of structures.KINDS, the generic class last; what is left of
+    a component may be several. Of the generic mask a component that typed ones cover by more than half is the same
+    lesion and is left out.
     """
     masks = {kind: scan.regions.get(f"{host}_{kind}", EMPTY) for kind in KINDS[host]}
     masks = {kind: region for kind, region in masks.items() if region.count}
-    found = [Component(kind, part) for kind, region in masks.items() if kind != GENERIC for part in pieces(region)]
-    for part in pieces(masks.get(GENERIC, EMPTY)):
-        typed = np.zeros_like(part.mask)
-        for kind, region in masks.items():
-            if kind != GENERIC:
-                typed |= surface.within(region, part.box)
-        typed &= part.mask
-        if 2 * np.count_nonzero(typed) <= part.count:
+    found: list[Component] = []
+    before: list[Region] = []
+    for kind in sorted(masks, key=lambda kind: kind == GENERIC):
+        for part in pieces(masks[kind]):
+            taken = np.zeros_like(part.mask)
+            for region in before:
+                taken |= surface.within(region, part.box)
+            taken &= part.mask
+            if kind == GENERIC and 2 * np.count_nonzero(taken) > part.count:
+                continue
             x, y, z = (start for start, _ in part.box)
-            found.append(Component(GENERIC, Region.of(part.mask & ~typed, (x, y, z))))
+            found += [Component(kind, rest) for rest in pieces(Region.of(part.mask & ~taken, (x, y, z)))]
+        before.append(masks[kind])
     return found
 
 

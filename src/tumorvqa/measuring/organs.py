@@ -2,12 +2,15 @@
 
 import cc3d
 import numpy as np
+from scipy import ndimage
 
 from tumorvqa.measurements import Measurement, Organ
 from tumorvqa.measuring import gaps, surface, values
 from tumorvqa.measuring.lesions import Component
 from tumorvqa.scans import EMPTY, Frame, Region, Scan
 from tumorvqa.structures import HOSTS, STRUCTURES
+
+TOUCHING = np.ones((3, 3, 3))
 
 
 def absent(name: str, status: str) -> Organ:
@@ -45,10 +48,7 @@ def with_lesions(region: Region, lesions: list[Region], frame: Frame, regions: d
     for part in lesions:
         box = surface.around(part.box, frame, max(frame.spacing))
         there = surface.within(region, box)
-        grown = surface.within(part, box)
-        for axis in range(3):
-            grown = grown | np.roll(grown, 1, axis) | np.roll(grown, -1, axis)
-        if not (grown & there).any():
+        if not (ndimage.binary_dilation(surface.within(part, box), TOUCHING) & there).any():
             continue
         where = gaps.places(part, pairs, frame)
         if max(where, key=lambda side: where[side]) == name:

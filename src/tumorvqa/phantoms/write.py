@@ -17,6 +17,7 @@ from tumorvqa.phantoms.phantom import Phantom
 from tumorvqa.phantoms.render import cut, render
 from tumorvqa.phantoms.truth import truth
 from tumorvqa.scans import Frame, Scan
+from tumorvqa.structures import STRUCTURES
 
 Turned = tuple[tuple[int, int], ...]  # for X, Y and Z the file's axis and its direction
 STRAIGHT: Turned = ((0, 1), (1, 1), (2, 1))
@@ -31,13 +32,16 @@ def write_scan(
     scan: Scan, folder: str | Path, patient: str, turned: Turned = STRAIGHT, known: Measurements | None = None
 ) -> Path:
     """`folder`/<case>/ct.nii.gz, segmentations/<structure>.nii.gz (0 and 1), meta.json and, if `known`, truth.json
-    (the analytic Measurements); whole or not at all. Returns <case>'s folder.
+    (the analytic Measurements); whole or not at all. Returns <case>'s folder. A lesion class without a voxel is an
+    empty file, since it was looked for; an organ without one has no file, since an empty one means a damaged case.
     """
     target = Path(folder) / scan.case
     building = target.with_name(f".{scan.case}.{os.getpid()}")
     (building / "segmentations").mkdir(parents=True, exist_ok=True)
     save(scan.hu, scan.frame, turned, building / "ct.nii.gz")
     for name, region in scan.regions.items():
+        if not region.count and STRUCTURES[name].kind != "lesion":
+            continue
         mask = np.zeros(scan.frame.shape, np.uint8)
         mask[cut(region.box)] = region.mask
         save(mask, scan.frame, turned, building / "segmentations" / f"{name}.nii.gz")

@@ -27,6 +27,8 @@ def read_case(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> Scan:
 
 def read_noting(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> tuple[Scan, list[str]]:
     """`read_case`, and what was odd but could be read."""
+    if files.fault is not None:
+        raise CaseFault(files.fault)
     row = files.row | meta_row(files)
     headers = {path: nifti.read_header(path, files.name(path)) for path in image_paths(files)}
     fits(list(headers.values()), memory_gb)
@@ -60,10 +62,9 @@ def read_noting(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> tup
                 raise CaseFault(f"{files.name(path)} has no voxel: delete the file if the {title} was not annotated.")
             found[name].append(cut(placed.view(bool), box))
     regions = {name: union(parts) for name, parts in found.items() if name not in faults}
-    identity = row.get("patient") or files.id
     scan = Scan(
         case=files.id,
-        patient=patients.patient_group(identity, salt),
+        patient=patients.patient_group(called(files.id, row), salt),
         source=row.get("source", SOURCES[files.layout]),
         frame=frame,
         hu=hu,
@@ -75,13 +76,22 @@ def read_noting(files: CaseFiles, salt: str = "", memory_gb: float = 4.0) -> tup
     return scan, notes
 
 
+def identity(files: CaseFiles) -> str:
+    """What the patient's hash is made of: a case derived from this one needs it in its own meta.json to have the same
+    hash. It may say who it is, so it is for input data only, never for outputs.
+    """
+    return called(files.id, files.row | meta_row(files))
+
+
+def called(case: str, row: dict[str, str]) -> str:
+    return row.get("patient") or case
+
+
 def provenance(files: CaseFiles, row: dict[str, str]) -> Provenance:
-    """What the table says; else AI if any mask is TotalSegmentator's or is marked `_`; human if no mask is."""
+    """What the table says; else AI if any mask is TotalSegmentator's or is marked `_`; else nothing says."""
     if row.get("provenance") in ("human", "ai", "phantom"):
         return cast(Provenance, row["provenance"])
-    if files.layout == "totalsegmentator" or files.by_ai:
-        return "ai"
-    return "human" if files.masks else "unknown"
+    return "ai" if files.layout == "totalsegmentator" or files.by_ai else "unknown"
 
 
 def image_paths(files: CaseFiles) -> list[Path]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from tumorvqa.readers import totalsegmentator
-from tumorvqa.scans import CaseFault
 from tumorvqa.structures import NAMED
 
 SUFFIXES = (".nii.gz", ".nii")
+LAST = 65535  # label of a map
 COLUMNS = {  # of metadata.csv and keys of meta.json -> what they are to us
     "patient": "patient",
     "original id": "patient",
@@ -34,7 +34,8 @@ IDS = ("BDMAP ID", "BDMAP_ID", "AbdomenAtlas_id", "id")  # columns of metadata.c
 class CaseFiles:
     """One case on disk. `masks` are files by structure (of several, the union counts), `maps` label maps with the names
     of their labels as the data set spells them; `by_ai` the structures whose mask an AI made; `unknown` the names that
-    structures.py lacks. `row` is what a table says of the case: never shown, since it may say who it is.
+    structures.py lacks. `row` is what a table says of the case: never shown, since it may say who it is. `fault` is why
+    the case cannot be read: raised by reading it, so that other cases of its folder are not lost with it.
     """
 
     id: str
@@ -47,6 +48,7 @@ class CaseFiles:
     row: dict[str, str] = field(default_factory=dict, repr=False)
     by_ai: frozenset[str] = frozenset()
     unknown: tuple[str, ...] = ()
+    fault: str | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -61,8 +63,10 @@ class CaseFiles:
 
 
 def find_cases(folder: Path | str) -> list[CaseFiles]:
-    """All cases in `folder`, in the order of their ids: its folders with a ct.nii.gz, or itself if it has one."""
-    folder = Path(folder)
+    """All cases in `folder`, in the order of their ids: its folders with a ct.nii.gz, or itself if it has one (of which
+    the metadata.csv beside it tells as it does of all).
+    """
+    folder = Path(folder).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder.name!r} is not a folder; give the folder that holds the cases' folders.")
     at = (
@@ -73,6 +77,8 @@ def find_cases(folder: Path | str) -> list[CaseFiles]:
     if not at:
         raise ValueError(f"no case in {folder.name!r}: none of its folders holds a ct.nii.gz.")
     rows = table(folder / "metadata.csv")
+    if at == [folder]:
+        rows |= table(folder.parent / "metadata.csv")
     return [case_folder(case, rows.get(case.name, {})) for case in at]
 
 
@@ -89,7 +95,8 @@ def case_files(ct: Path | str, labels: Path | str) -> CaseFiles:
         masks, by_ai, unknown = masks_in(labels)
         return CaseFiles(case, layout(labels), ct, masks, by_ai=by_ai, unknown=unknown)
     if (names := labels.parent / "labels.json").is_file():
-        return CaseFiles(case, "abdomenatlas", ct, maps=((labels, label_names(names)),), names=(names,))
+        named, fault = label_names(names)
+        return CaseFiles(case, "abdomenatlas", ct, maps=((labels, named),), names=(names,), fault=fault)
     return CaseFiles(case, "totalsegmentator", ct, maps=((labels, totalsegmentator.LABELS),))
 
 
@@ -97,18 +104,21 @@ def case_folder(folder: Path, row: dict[str, str]) -> CaseFiles:
     masks, by_ai, unknown = masks_in(folder / "segmentations")
     maps: tuple[tuple[Path, dict[int, str]], ...] = ()
     names: tuple[Path, ...] = ()
+    fault = None
     combined = next((path for path in (folder / f"combined_labels{s}" for s in SUFFIXES) if path.is_file()), None)
     if combined and (folder / "labels.json").is_file():
         names = (folder / "labels.json",)
-        maps = ((combined, label_names(names[0])),)
-        unknown += tuple(sorted(set(unknown_of(maps[0][1].values())) - set(unknown)))
+        named, fault = label_names(names[0])
+        maps = ((combined, named),)
+        unknown += tuple(sorted(set(unknown_of(named.values())) - set(unknown)))
     elif combined and not masks:
-        raise CaseFault(f"{folder.name}: {combined.name} has no labels.json beside it that names its labels.")
+        maps = ((combined, {}),)
+        fault = f"{combined.name} has no labels.json beside it that names its labels."
     ct, meta = ct_in(folder), folder / "meta.json"
     assert ct
     kind = layout(folder / "segmentations")
     return CaseFiles(
-        folder.name, kind, ct, masks, maps, names, meta if meta.is_file() else None, row, by_ai, tuple(unknown)
+        folder.name, kind, ct, masks, maps, names, meta if meta.is_file() else None, row, by_ai, unknown, fault
     )
 
 
@@ -125,9 +135,12 @@ def mask_files(folder: Path) -> list[Path]:
 
 
 def layout(folder: Path) -> Literal["abdomenatlas", "totalsegmentator"]:
-    """TotalSegmentator's if a file has a name that only TotalSegmentator gives, such as a vertebra's."""
-    only = set(totalsegmentator.CLASSES) - set(NAMED)
-    return "totalsegmentator" if any(stem(path) in only for path in mask_files(folder)) else "abdomenatlas"
+    """TotalSegmentator's if a file is of a class that only TotalSegmentator has, such as a vertebra, or if all are of
+    its classes and one is spelled as only TotalSegmentator does.
+    """
+    classes, names = set(totalsegmentator.CLASSES), {stem(path) for path in mask_files(folder)}
+    only = names & (classes - set(NAMED)) or (names <= classes and names & totalsegmentator.OWN_SPELLINGS)
+    return "totalsegmentator" if only else "abdomenatlas"
 
 
 def masks_in(folder: Path) -> tuple[dict[str, tuple[Path, ...]], frozenset[str], tuple[str, ...]]:
@@ -147,13 +160,15 @@ def unknown_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(n for n in set(names) if n.removeprefix("_") not in known | set(NAMED)))
 
 
-def label_names(path: Path) -> dict[int, str]:
-    """labels.json {"1": "liver"}; "0", the background, may be named too."""
+def label_names(path: Path) -> tuple[dict[int, str], str | None]:
+    """labels.json {"1": "liver"}, and what is wrong with it; "0", the background, may be named too."""
     try:
         names = {int(label): str(name) for label, name in json.loads(path.read_text("utf-8")).items()}
-    except (ValueError, AttributeError, OSError):
-        raise CaseFault(f'{path.name} is damaged; {{"1": "liver", ...}} is expected.') from None
-    return {label: name for label, name in names.items() if label}
+    except (ValueError, AttributeError, OSError, RecursionError):
+        return {}, f'{path.name} is damaged; {{"1": "liver", ...}} is expected.'
+    if not all(0 <= label <= LAST for label in names):
+        return {}, f"{path.name} names a label that no map can hold; labels are 0 to {LAST}."
+    return {label: name for label, name in names.items() if label}, None
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:

@@ -16,6 +16,8 @@ from tumorvqa.readers.frames import corners
 from tumorvqa.scans import CaseFault
 
 CHUNK = 1 << 24  # bytes read at once
+LIMITS = np.iinfo(np.int16)
+FARTHEST = 1 << 30  # byte at which voxels may begin
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,12 @@ def read_header(path: Path, name: str) -> Header:
         raise CaseFault(f"{name} has an affine that is not finite or maps voxels onto a plane.")
     scale = (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
     x, y, z = sizes[:3]
-    return Header(path, name, (x, y, z), dtype, affine, *scale, int(header["vox_offset"]), form, apart)
+    first, offset = header.single_vox_offset, float(header["vox_offset"]) or header.single_vox_offset
+    if not first <= offset < FARTHEST:  # also if it is no number
+        raise CaseFault(
+            f"{name} has a damaged header: its voxels cannot begin at byte {offset:g}, but from {first} on."
+        )
+    return Header(path, name, (x, y, z), dtype, affine, *scale, int(offset), form, apart)
 
 
 def spans(axes: NDArray[np.float64]) -> bool:
@@ -131,9 +138,11 @@ def read_hu(header: Header) -> NDArray[np.int16]:
         plane = raw[..., z] * np.float64(header.slope) + header.intercept
         if not np.isfinite(plane).all():
             raise CaseFault(f"{header.name} holds values that are no numbers (NaN or infinite).")
-        if np.abs(plane).max() > np.iinfo(np.int16).max:
-            raise CaseFault(f"{header.name} holds values up to {np.abs(plane).max():.6g}, which are no HU.")
-        hu[..., z] = np.rint(plane)
+        plane = np.rint(plane)
+        if plane.min() < LIMITS.min or plane.max() > LIMITS.max:
+            worst = plane.max() if plane.max() > LIMITS.max else plane.min()
+            raise CaseFault(f"{header.name} holds values up to {worst:.6g}, which are no HU.")
+        hu[..., z] = plane
     return hu
 
 

@@ -20,6 +20,7 @@ CONTRASTS: dict[str, Contrast] = {
     "delayed": "delayed",
 }
 AGES = range(0, 121)
+A_YEAR = {"d": 365, "w": 52, "m": 12}  # ages are "063Y" in DICOM, and of children "006M", "012W" and "018D"
 
 
 def patient_group(identity: str, salt: str = "") -> str:
@@ -30,11 +31,12 @@ def patient_group(identity: str, salt: str = "") -> str:
 
 
 def meta(row: Mapping[str, str]) -> Meta:
-    """Sex, age, contrast and scanner of a table's row; what is not understood is None."""
-    age = re.match(r"\s*0*(\d+)", row.get("age", ""))
+    """Sex, age, contrast and scanner of a table's row; whole years; what is not understood is None."""
+    age = re.match(r"\s*(\d+)\s*([dwm]?)", row.get("age", "").lower())
+    years = int(age[1]) // A_YEAR.get(age[2], 1) if age else -1
     return Meta(
         sex=SEXES.get(row.get("sex", "").strip().lower()),  # type: ignore[arg-type]
-        age=int(age[1]) if age and int(age[1]) in AGES else None,
+        age=years if years in AGES else None,
         contrast=CONTRASTS.get(row.get("contrast", "").strip().lower()),
         scanner=row.get("scanner", "").strip()[:64] or None,
     )

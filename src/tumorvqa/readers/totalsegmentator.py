@@ -28,6 +28,15 @@ CLASSES = TABLE.split()
 # Lobes of a lung: the lung is all of them
 WHOLE = {name: f"lung_{name.split('_')[-1]}" for name in CLASSES if name.startswith("lung_")}
 
+OWN_SPELLINGS = {  # of classes that AbdomenAtlas calls bladder, intestine, postcava, veins, kidney_cyst
+    "urinary_bladder",
+    "small_bowel",
+    "inferior_vena_cava",
+    "portal_vein_and_splenic_vein",
+    "kidney_cyst_left",
+    "kidney_cyst_right",
+}
+
 
 def structure(name: str) -> str | None:
     """The name in structures.py; None for what we do not measure."""
