@@ -141,7 +141,8 @@ class Look:
             raise NotAsked(f"lesions of the {host}: not annotated")
         if some and not found:
             raise NotAsked(f"lesions of the {host}: none")
-        self.shown += dict.fromkeys(f"{host}_{x.kind}" for x in found)
+        where = dict.fromkeys(f"{host}_{x.kind}" for x in found) or (x for x in HOSTS[host] if x in self.at.organs)
+        self.shown += where
         what = STRUCTURES[f"{host}_{kind or 'lesion'}"].title
         self.note("segment", f"{what}s", len(found), "found")
         return found
