@@ -26,7 +26,7 @@ from tumorvqa.readers.cases import read_case
 from tumorvqa.readers.folders import CaseFiles
 from tumorvqa.scans import CaseFault
 
-DEFINITIONS = "1"  # of measurements; another one measures every case again
+DEFINITIONS = "2"  # of measurements; another one measures every case again
 # The seam: (function, items, lost) -> results in any order; lost(item) is the result of one whose process died twice. A
 # cluster's map can take its place.
 Executor = Callable[[Callable[[Any], Any], Sequence[Any], Callable[[Any], Any]], Iterator[Any]]

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from tumorvqa.baselines.perturb import perturb
 from tumorvqa.baselines.threshold import segment
+from tumorvqa.measuring.surface import slices
 from tumorvqa.phantoms.draw import draw_all
 from tumorvqa.phantoms.insert import insert_lesion, room
-from tumorvqa.phantoms.render import cut, render
+from tumorvqa.phantoms.render import render
 from tumorvqa.scans import EMPTY, Region, Scan
 from tumorvqa.structures import MEASURED
 
@@ -22,7 +23,7 @@ def scans() -> list[Scan]:
 
 def whole(region: Region, scan: Scan) -> NDArray[np.bool_]:
     mask = np.zeros(scan.frame.shape, bool)
-    mask[cut(region.box)] = region.mask
+    mask[slices(region.box)] = region.mask
     return mask
 
 

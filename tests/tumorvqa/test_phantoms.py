@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from tumorvqa.measurements import Measurements
+from tumorvqa.measuring.surface import slices
 from tumorvqa.phantoms.anatomy import Plan, Wanted, build
 from tumorvqa.phantoms.draw import draw, draw_all, plans
 from tumorvqa.phantoms.insert import coverage, insert_lesion, room
 from tumorvqa.phantoms.phantom import Phantom, contact
-from tumorvqa.phantoms.render import cut, render
+from tumorvqa.phantoms.render import render
 from tumorvqa.phantoms.shapes import Ellipsoid, Tube, gap, lattice
 from tumorvqa.phantoms.truth import truth
 from tumorvqa.phantoms.write import write, write_scan
@@ -49,7 +50,7 @@ def truths(phantoms) -> list[Measurements]:
 
 def whole(scan: Scan, name: str) -> NDArray[np.bool_]:
     mask = np.zeros(scan.frame.shape, bool)
-    mask[cut(scan.regions[name].box)] = scan.regions[name].mask
+    mask[slices(scan.regions[name].box)] = scan.regions[name].mask
     return mask
 
 
@@ -201,7 +202,7 @@ def test_hu_of_an_organ_without_its_lesions_are_those_of_the_phantom(scans, trut
 
 def test_noise_is_correlated_between_neighbours_and_air_is_empty(scans):
     hu = scans[0].hu.astype(float)
-    block = hu[cut(tuple((a + 12, b - 12) for a, b in scans[0].regions["liver"].box))]
+    block = hu[slices(tuple((a + 12, b - 12) for a, b in scans[0].regions["liver"].box))]
     block = block[8:-8, 8:-8, 8:-8] - block.mean()
     assert 0.1 < np.corrcoef(block[1:].ravel(), block[:-1].ravel())[0, 1] < 0.6
     assert hu[0, 0].mean() == pytest.approx(-1000, abs=10)
@@ -399,7 +400,7 @@ def test_an_inserted_lesion_has_its_volume_its_mean_and_the_noise_of_its_organ(a
     assert mask.sum() * scan.frame.voxel_mm3 == pytest.approx(expected, rel=0.03)
     assert math.dist(center(after, mask), middle) < 0.3
     core = np.zeros_like(mask)
-    core[cut(coverage(scan, tuple(middle), (10.0, 8.0, 9.0))[0])] = share_of(scan, middle) == 1
+    core[slices(coverage(scan, tuple(middle), (10.0, 8.0, 9.0))[0])] = share_of(scan, middle) == 1
     assert after.hu[core].mean() == pytest.approx(scan.hu[core].mean() - 35, abs=0.2)
     assert after.hu[core].std() == pytest.approx(scan.hu[core].std(), abs=0.2)
     untouched = ~mask & (after.hu == scan.hu)

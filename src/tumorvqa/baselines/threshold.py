@@ -14,6 +14,7 @@ from scipy.ndimage import (
     gaussian_filter,
 )
 
+from tumorvqa.measuring.surface import ball
 from tumorvqa.scans import Frame, Region, Scan
 
 BODY_HU = -300.0
@@ -56,15 +57,6 @@ def largest(mask: Mask) -> Mask:
     """The largest connected component; nothing of nothing."""
     labels = cc3d.largest_k(np.asfortranarray(mask), k=1, connectivity=6)
     return np.asarray(labels) > 0
-
-
-def ball(radius: float, frame: Frame) -> Mask:
-    """Voxels within `radius` mm of the middle one."""
-    reach = [int(radius / step) for step in frame.spacing]
-    squares = [(np.arange(-r, r + 1) * step) ** 2 for r, step in zip(reach, frame.spacing, strict=True)]
-    x, y, z = np.meshgrid(*squares, indexing="ij", sparse=True)
-    inside: Mask = x + y + z <= radius**2
-    return inside
 
 
 def found(hu: NDArray[np.float32], body: Mask, frame: Frame) -> dict[str, Mask]:

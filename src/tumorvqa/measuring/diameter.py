@@ -7,6 +7,12 @@ from numpy.typing import NDArray
 
 from tumorvqa.scans import Frame, Region
 
+# Fitted to ellipsoids of known axes (half axes of 4 to 22 mm, turned at random, voxels of 0.8 to 5 mm), so that 95 % of
+# the errors are within two of these
+IN_PLANE = 0.33  # voxels that the ends of an axis are off
+BETWEEN = 0.8  # of long / n^2, what is lost because the widest slice lies between two of n
+SPREAD = 0.6  # of half the range of slices that are as long, how far off the slice is
+
 
 class Axes(NamedTuple):
     """Millimetres with one standard deviation each; `slice` counts from the bottom of the scan."""
@@ -40,11 +46,6 @@ def axes(region: Region, frame: Frame) -> Axes:
     short = across(region.mask[:, :, best], plane, q - p)
     spread = float(alike[-1] - alike[0]) / 2
     return Axes(long, error, short, error, region.box[2][0] + best, max(0.5, SPREAD * spread))
-
-
-IN_PLANE = 0.33
-BETWEEN = 0.8
-SPREAD = 0.6
 
 
 def axis_of(mask: NDArray[np.bool_], plane: NDArray[np.float64]) -> tuple[float, NDArray, NDArray]:

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from tumorvqa.measurements import Lesion, Measurement, Status
@@ -63,15 +62,7 @@ def kept(region: Region, frame: Frame) -> bool:
     """At least 10 mm^3, and not erased by an opening with a ball of 3 mm (nothing is, where voxels are larger)."""
     if region.count * frame.voxel_mm3 < SMALLEST:
         return False
-    return bool(ndimage.binary_erosion(np.pad(region.mask, 1), ball(frame)).any())
-
-
-def ball(frame: Frame) -> NDArray[np.bool_]:
-    """Voxels whose centre lies within 1.5 mm of that of the middle one."""
-    apart = 1 / np.linalg.norm(np.linalg.inv(frame.affine[:3, :3]), axis=1)
-    reach = [int(THINNEST / 2 / step) for step in apart]
-    steps = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1)
-    return np.linalg.norm(steps @ frame.affine[:3, :3].T, axis=-1) <= THINNEST / 2 + 1e-6
+    return bool(ndimage.binary_erosion(np.pad(region.mask, 1), surface.ball(THINNEST / 2, frame)).any())
 
 
 def measured(scan: Scan, host: str, found: list[Component]) -> list[Lesion]:

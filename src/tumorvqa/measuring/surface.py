@@ -67,6 +67,15 @@ def around(box: Box, frame: Frame, mm: float) -> Box:
     return x, y, z
 
 
+def ball(radius: float, frame: Frame) -> NDArray[np.bool_]:
+    """Voxels whose centre lies within `radius` mm of that of the middle one."""
+    apart = 1 / np.linalg.norm(np.linalg.inv(frame.affine[:3, :3]), axis=1)  # between planes of voxels
+    reach = [int(radius / step + 1e-6) for step in apart]
+    steps = np.stack(np.meshgrid(*(np.arange(-r, r + 1) for r in reach), indexing="ij"), axis=-1)
+    inside: NDArray[np.bool_] = np.linalg.norm(steps @ frame.affine[:3, :3].T, axis=-1) <= radius + 1e-6
+    return inside
+
+
 def within(region: Region, box: Box) -> NDArray[np.bool_]:
     """The region's mask on the voxels of `box`."""
     mask = np.zeros([b - a for a, b in box], bool)

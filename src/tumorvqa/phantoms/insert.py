@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from tumorvqa.phantoms.render import cut
+from tumorvqa.measuring.surface import slices, within
 from tumorvqa.phantoms.shapes import Floats, Point
 from tumorvqa.scans import EMPTY, Box, Region, Scan
 from tumorvqa.structures import HOSTS, KINDS, STRUCTURES
@@ -44,22 +44,22 @@ def insert_lesion(
         raise ValueError(f"no lesion {kind!r} of {organ!r}: known are {', '.join(f'{h} {KINDS[h]}' for h in KINDS)}.")
     radii = (float(radii_mm),) * 3 if isinstance(radii_mm, int | float) else radii_mm
     tissue = np.zeros(scan.frame.shape, bool)
-    tissue[cut(region_of(scan, organ).box)] = free_of_lesions(scan, organ)
+    tissue[slices(region_of(scan, organ).box)] = free_of_lesions(scan, organ)
     box, share = coverage(scan, center_mm, radii)
     inside = share >= 0.5
-    if not inside.any() or not tissue[cut(box)][inside].all():
+    if not inside.any() or not tissue[slices(box)][inside].all():
         raise ValueError(
             f"an ellipsoid of radii {radii} mm at {center_mm} does not lie in free tissue of the "
             f"{STRUCTURES[organ].title}, or fills no voxel: room(scan, organ) tells where there is some."
         )
     values = scan.hu.copy()
     mean = float(scan.hu[tissue].mean(dtype=np.float64))
-    values[cut(box)] = np.rint(values[cut(box)] + share * (hu - mean)).astype(np.int16)
+    values[slices(box)] = np.rint(values[slices(box)] + share * (hu - mean)).astype(np.int16)
     name = f"{host}_{kind}"
     before = scan.regions.get(name, EMPTY)
     mask = np.zeros(scan.frame.shape, bool)
-    mask[cut(before.box)] = before.mask
-    mask[cut(box)] |= inside
+    mask[slices(before.box)] = before.mask
+    mask[slices(box)] |= inside
     return replace(scan, hu=values, regions=scan.regions | {name: Region.of(mask)})
 
 
@@ -99,19 +99,6 @@ def free_of_lesions(scan: Scan, organ: str) -> NDArray[np.bool_]:
     for name, lesion in scan.regions.items():
         if STRUCTURES[name].kind == "lesion" and lesion.count:
             mask &= ~within(lesion, region.box)
-    return mask
-
-
-def within(region: Region, box: Box) -> NDArray[np.bool_]:
-    """A region's voxels in another box."""
-    mask = np.zeros([high - low for low, high in box], bool)
-    shared = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(region.box, box, strict=True)]
-    if all(low < high for low, high in shared):
-        here, there = (
-            tuple(slice(low - start, high - start) for (low, high), (start, _) in zip(shared, frame, strict=True))
-            for frame in (box, region.box)
-        )
-        mask[here] = region.mask[there]
     return mask
 
 

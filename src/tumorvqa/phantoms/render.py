@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from tumorvqa.measuring.surface import slices
 from tumorvqa.phantoms.phantom import Phantom
 from tumorvqa.phantoms.shapes import Bools, Ellipsoid, Floats, Solid, Tube
 from tumorvqa.scans import Box, Region, Scan
@@ -32,11 +33,6 @@ def box_of(solid: Solid, lines: list[Floats]) -> Box:
         for line, a, b in zip(lines, low, high, strict=True)
     )
     return (i, m), (j, n), (k, p)
-
-
-def cut(box: Box) -> tuple[slice, slice, slice]:
-    (i, m), (j, n), (k, p) = box
-    return slice(i, m), slice(j, n), slice(k, p)
 
 
 def open_grid(lines: list[Floats], box: Box) -> tuple[Floats, Floats, Floats]:
@@ -74,8 +70,8 @@ def render(phantom: Phantom) -> Scan:
     targets, spreads = [0.0], [0.0]
 
     def paint(box: Box, mask: Bools, value: float, noise: float) -> None:
-        hu[cut(box)][mask] = value
-        tissue[cut(box)][mask] = len(targets)
+        hu[slices(box)][mask] = value
+        tissue[slices(box)][mask] = len(targets)
         targets.append(value)
         spreads.append(noise)
 
@@ -86,18 +82,18 @@ def render(phantom: Phantom) -> Scan:
         box, mask = spread(solid, lines)
         paint(box, mask, phantom.hu[name], phantom.noise)
         if name in phantom.vessels:
-            blood[cut(box)] |= mask
+            blood[slices(box)] |= mask
         regions[name] = Region.of(mask, (box[0][0], box[1][0], box[2][0]))
     drawn = {f"{organ}_{kind}" for organ, kinds in KINDS.items() for kind in kinds} & set(phantom.annotated)
     for lesion in phantom.lesions:
         box, mask = spread(lesion.solid, lines)
-        mask &= ~blood[cut(box)]
+        mask &= ~blood[slices(box)]
         paint(box, mask, lesion.hu, LESION_NOISE * phantom.noise)
         name = f"{lesion.organ}_{lesion.kind}"
         if name in drawn:
-            masks.setdefault(name, np.zeros(phantom.frame.shape, bool))[cut(box)] |= mask
+            masks.setdefault(name, np.zeros(phantom.frame.shape, bool))[slices(box)] |= mask
         if lesion.organ == "pancreas":  # the only one that lesions may reach out of
-            masks.setdefault("pancreas", whole(regions["pancreas"], phantom))[cut(box)] |= mask
+            masks.setdefault("pancreas", whole(regions["pancreas"], phantom))[slices(box)] |= mask
     regions |= {name: Region.of(mask) for name, mask in masks.items()}
     regions |= {name: regions.get(name, Region.of(np.zeros((1, 1, 1), bool))) for name in sorted(drawn)}
     for organ in ("liver", "pancreas"):
@@ -119,7 +115,7 @@ def render(phantom: Phantom) -> Scan:
 
 def whole(region: Region, phantom: Phantom) -> Bools:
     mask = np.zeros(phantom.frame.shape, bool)
-    mask[cut(region.box)] = region.mask
+    mask[slices(region.box)] = region.mask
     return mask
 
 

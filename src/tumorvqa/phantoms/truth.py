@@ -3,12 +3,11 @@
 import numpy as np
 
 from tumorvqa.measurements import Lesion, Measurement, Measurements, Organ, Status, Unit
+from tumorvqa.measuring.surface import SIDES
 from tumorvqa.phantoms.phantom import Growth, Phantom, Piece, contact
 from tumorvqa.phantoms.render import axes
 from tumorvqa.phantoms.shapes import Ellipsoid, Solid, Tube, gap
 from tumorvqa.structures import HOSTS, PLACES, STRUCTURES
-
-FACES = (("left", "right"), ("posterior", "anterior"), ("inferior", "superior"))
 
 
 def truth(phantom: Phantom) -> Measurements:
@@ -71,7 +70,7 @@ def touched(phantom: Phantom, name: str) -> tuple[str, ...]:
     solid, lines = phantom.solids[host_of(name)], axes(phantom)
     low, high = solid.bounds
     faces = []
-    for axis, sides in enumerate(FACES):
+    for axis, sides in enumerate(SIDES):
         for side, end in zip(sides, (0, -1), strict=True):
             at = lines[axis][end]
             if not low[axis] <= at <= high[axis]:

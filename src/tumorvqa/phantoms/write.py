@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from dnt.files import write_json
 from tumorvqa.measurements import Measurements
+from tumorvqa.measuring.surface import slices
 from tumorvqa.phantoms.phantom import Phantom
-from tumorvqa.phantoms.render import cut, render
+from tumorvqa.phantoms.render import render
 from tumorvqa.phantoms.truth import truth
 from tumorvqa.scans import Frame, Scan
 from tumorvqa.structures import STRUCTURES
@@ -43,7 +44,7 @@ def write_scan(
         if not region.count and STRUCTURES[name].kind != "lesion":
             continue
         mask = np.zeros(scan.frame.shape, np.uint8)
-        mask[cut(region.box)] = region.mask
+        mask[slices(region.box)] = region.mask
         save(mask, scan.frame, turned, building / "segmentations" / f"{name}.nii.gz")
     if known is not None:
         (building / "truth.json").write_bytes(msgspec.json.format(msgspec.json.encode(known), indent=1))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tumorvqa.measuring import surface
 from tumorvqa.readers import frames, nifti, patients, totalsegmentator
 from tumorvqa.readers.folders import CaseFiles, ours
 from tumorvqa.scans import EMPTY, Box, CaseFault, Region, Scan
@@ -146,10 +147,5 @@ def union(regions: list[Region]) -> Region:
     there = [region for region in regions if region.count]
     if len(there) < 2:
         return there[0] if there else EMPTY
-    low = np.min([np.array(region.box)[:, 0] for region in there], axis=0)
-    high = np.max([np.array(region.box)[:, 1] for region in there], axis=0)
-    mask = np.zeros(high - low, bool)
-    for region in there:
-        mask[tuple(slice(a - o, b - o) for (a, b), o in zip(region.box, low, strict=True))] |= region.mask
-    x, y, z = zip(low.tolist(), high.tolist(), strict=True)
-    return Region((x, y, z), mask)
+    box = surface.hull(*(region.box for region in there))
+    return Region(box, np.logical_or.reduce([surface.within(region, box) for region in there]))
