@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import dnt
+import tumorvqa
 
 SOURCE = Path(dnt.__file__).parent
 PARTS = ("nn", "optim", "data", "analysis")
@@ -107,15 +108,17 @@ def test_list_and_help_never_import_torch(arguments):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_public_table_is_complete_and_true():
-    for path in SOURCE.rglob("*.py"):  # a module must not hide a public name
+@pytest.mark.parametrize("package", [dnt, tumorvqa])
+def test_public_table_is_complete_and_true(package):
+    source, name = Path(package.__file__).parent, package.__name__
+    for path in source.rglob("*.py"):  # a module must not hide a public name
         if path.name != "__main__.py":
-            import_module(".".join(("dnt", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__"))
-    for name, home in dnt.PUBLIC.items():
-        assert getattr(dnt, name) is getattr(import_module(home), name)
-    shown = {n.asname or n.name for node in ast.walk(ast.parse((SOURCE / "__init__.py").read_text()))
-             if isinstance(node, ast.ImportFrom) and node.module.startswith("dnt") for n in node.names}  # fmt: skip
-    assert shown == set(dnt.__all__), "the names for type checkers are those that load"
+            import_module(".".join((name, *path.relative_to(source).with_suffix("").parts)).removesuffix(".__init__"))
+    for public, home in package.PUBLIC.items():
+        assert getattr(package, public) is getattr(import_module(home), public)
+    shown = {n.asname or n.name for node in ast.walk(ast.parse((source / "__init__.py").read_text()))
+             if isinstance(node, ast.ImportFrom) and node.module.startswith(name) for n in node.names}  # fmt: skip
+    assert shown == set(package.__all__), "the names for type checkers are those that load"
 
 
 def test_every_package_file_is_reachable_without_side_effects_on_random_state():
