@@ -47,9 +47,14 @@ def insert(
     diameter_mm: float = 24.0,
     hu: float = 5.0,
     labels: Path | None = None,
+    memory_gb: float = 4.0,
 ) -> None:
     """Put a ball of a lesion into a real CT, where its organ has most room; OUT is the folder of the new case."""
-    print(import_module("tumorvqa.inserting").insert_into(files(case, labels), out, organ, kind, diameter_mm, hu))
+    print(
+        import_module("tumorvqa.inserting").insert_into(
+            files(case, labels), out, organ, kind, diameter_mm, hu, memory_gb
+        )
+    )
 
 
 def scan(folder: tyro.conf.Positional[Path]) -> None:
@@ -62,9 +67,9 @@ def scan(folder: tyro.conf.Positional[Path]) -> None:
     console().print(table)
 
 
-def doctor(case: tyro.conf.Positional[Path], labels: Path | None = None) -> None:
+def doctor(case: tyro.conf.Positional[Path], labels: Path | None = None, memory_gb: float = 4.0) -> None:
     """Say in words what is right and wrong with a case; exit status 2 if it cannot be measured."""
-    remarks = import_module("tumorvqa.doctor").doctor(files(case, labels))
+    remarks = import_module("tumorvqa.doctor").doctor(files(case, labels), memory_gb)
     for remark in remarks:
         print(f"{remark.level:8} {remark.text}")
     if faults := sum(remark.level == "fault" for remark in remarks):
@@ -131,10 +136,11 @@ def show(
     questions: Path | None = None,
     predictions: tuple[Path, ...] = (),
     rules: str = "kb-v2",
+    memory_gb: float = 4.0,
 ) -> None:
     """A page of one case: slices, masks, measurements, questions with trace and evidence, and what models said."""
     show_files = import_module("tumorvqa.showing").show_files
-    print(f"page: {show_files(files(case, labels), out, questions, predictions, rules)}")
+    print(f"page: {show_files(files(case, labels), out, questions, predictions, rules, memory_gb)}")
 
 
 def baseline(

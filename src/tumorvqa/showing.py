@@ -15,12 +15,17 @@ from tumorvqa.scoring.predictions import read_predictions
 
 
 def show_files(
-    files: CaseFiles, out: Path, questions: Path | None = None, predictions: Sequence[Path] = (), rules: str = "kb-v2"
+    files: CaseFiles,
+    out: Path,
+    questions: Path | None = None,
+    predictions: Sequence[Path] = (),
+    rules: str = "kb-v2",
+    memory_gb: float = 4.0,
 ) -> Path:
     """Without `questions` (of a set) every question that the case can answer is asked; `predictions` are files of
     models' answers, each called by its name.
     """
-    scan = read_case(files)
+    scan = read_case(files, memory_gb=memory_gb)
     check(scan)
     measurements = measure(scan)
     if questions is None:

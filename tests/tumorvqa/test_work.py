@@ -182,6 +182,15 @@ def test_a_cap_of_memory_that_was_too_low_is_not_remembered(tmp_path):
     assert again.measurements is not None
 
 
+@pytest.mark.parametrize("command", ["doctor CASE", "show CASE --out page.html", "insert CASE other", "measure IN OUT"])
+def test_every_command_that_reads_scans_can_be_given_more_memory(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = command.replace("CASE", str(small_case(tmp_path / "in", "a"))).replace("IN", "in").replace("OUT", "out")
+    status = main([*words.split(), "--memory-gb", "0.00001"])
+    said = capsys.readouterr()
+    assert "the cap is 1e-05 GB" in said.out + said.err and status == (0 if "measure" in command else 2)
+
+
 def test_an_empty_salt_and_no_process_are_refused(tmp_path, capsys):
     small_case(tmp_path / "in", "a")
     command = ["measure", str(tmp_path / "in"), str(tmp_path / "out")]
