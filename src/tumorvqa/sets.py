@@ -1,7 +1,7 @@
 """A set of questions in a folder: what `measure` wrote, questions, split, predictions, scores and the page.
 
-cases/ID.json  quarantine.jsonl  questions.jsonl  questions.parquet  leaks.json
-predictions/MODEL.FORMAT.jsonl   scores/MODEL.FORMAT.KEY.json        report.html
+cases/ID.json  measured.json  quarantine.jsonl  salt  lock  questions.jsonl  questions.parquet  PACK.toml  leaks.json
+predictions/MODEL.FORMAT.jsonl  scores/MODEL.FORMAT.KEY.json  keys/KEY.json  views/  pages/ID.html  report.html
 """
 
 import os
@@ -99,9 +99,7 @@ def ask_into(
     test: float = 0.1,
     by_source: bool = False,
 ) -> Asked:
-    """Ask the cases of a set, and split them by patient, or with `by_source` so that no source is on both sides. Scores
-    of questions that are asked no more are deleted.
-    """
+    """Ask the cases of a set, and split them by patient, or with `by_source` so that no source is on both sides."""
     if not (train >= 0 and test >= 0 and train + test <= 1):
         raise ValueError(f"--train {train} and --test {test} must be shares that add up to at most 1.")
     measured, pack = measured_in(out), load_pack(rules)
@@ -115,10 +113,6 @@ def ask_into(
     shares = {name: share for name, share in shares.items() if share > 0}
     questions = with_split(questions, split(questions, shares, seed, sources))
     leaks = leak_report(questions, seed=seed)
-    qids = {question.qid for question in questions}
-    for path in (out / "scores").glob("*.json"):
-        if not {one.qid for one in read_scores(path).judged} <= qids:
-            path.unlink()
     write_questions(out / "questions.jsonl", questions)
     write_questions(out / "questions.parquet", questions)
     with atomic_write(out / f"{pack.name}.toml") as file:
@@ -183,9 +177,13 @@ def compare_files(questions: Path, a: Path, b: Path, format: Format = "mc", spli
 
 
 def report_of(out: Path, notes: Sequence[str] = (), title: str = "Questions about tumors in CT") -> Path:
-    """The page of a set: what is asked, what needs no image, how models do, where they fail."""
+    """The page of a set: what is asked, what needs no image, how models do, where they fail. Scores of questions that
+    are asked no more are left out.
+    """
     questions = read_questions(out / "questions.jsonl")
+    asked = {question.qid for question in questions}
     scores = [read_scores(path) for path in sorted((out / "scores").glob("*.json"))]
+    scores = [one for one in scores if {judged.qid for judged in one.judged} <= asked]
     reference = [asdict(row) | {"format": format} for format in ("mc", "free") for row in leaderboard.reference(format)]
     return write_report(
         questions,

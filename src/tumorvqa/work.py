@@ -62,16 +62,17 @@ def measure_all(
     run: Executor = in_processes(workers) if workers > 1 else here
     one = partial(measure_one, folder=out / "cases", salt=salt, memory_gb=memory_gb)
     results = {}
-    with exclusive(out / "lock", f"measuring into {out}"), progress_bar("measuring", len(cases), progress) as step:
-        for result in run(one, cases, lost):
-            results[result.case] = result
-            step()
-    ordered = [results[case.id] for case in cases]
-    with atomic_write(out / "quarantine.jsonl") as file:
-        for result in ordered:
-            if result.fault is not None:
-                file.write(json.dumps({"case": result.case, "reason": result.fault}).encode() + b"\n")
-    write_json(out / "measured.json", [result.case for result in ordered if result.measurements is not None])
+    with exclusive(out / "lock", f"measuring into {out}"):
+        with progress_bar("measuring", len(cases), progress) as step:
+            for result in run(one, cases, lost):
+                results[result.case] = result
+                step()
+        ordered = [results[case.id] for case in cases]
+        with atomic_write(out / "quarantine.jsonl") as file:
+            for result in ordered:
+                if result.fault is not None:
+                    file.write(json.dumps({"case": result.case, "reason": result.fault}).encode() + b"\n")
+        write_json(out / "measured.json", [result.case for result in ordered if result.measurements is not None])
     return ordered
 
 

@@ -1,6 +1,7 @@
 """The demo end to end on a few phantoms: two keys, baselines, the same bytes again, a page."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_pages_and_tables_come_out_of_the_command_line(made, tmp_path, capsys):
     for page in (made / "report.html", tmp_path / "c.html"):
         assert page.stat().st_size > 50_000
     assert "McNemar" in capsys.readouterr().out
+
+
+def test_scores_of_questions_that_are_asked_no_more_stay_on_disk_and_leave_the_page(made, tmp_path):
+    copied = tmp_path / "set"
+    shutil.copytree(made, copied, ignore=shutil.ignore_patterns("images", "views", "pages"))
+    assert main(["report", str(copied)]) == 0
+    assert "agent-perturbed" in (copied / "report.html").read_text()
+    assert main(["ask", str(copied), "--seed", "3"]) == 0
+    assert main(["report", str(copied)]) == 0
+    assert "agent-perturbed" not in (copied / "report.html").read_text()
+    assert (copied / "scores" / "agent-perturbed.mc.masks.json").exists()
 
 
 BAD = [

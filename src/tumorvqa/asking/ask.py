@@ -261,12 +261,9 @@ def answered(question: Question, measurements: Measurements, pack: Pack) -> Answ
     Of a size, the option that is nearest; of a count or class, the one that says it (-1 if none does).
     """
     found = SUBTYPES[question.subtype].program(Look(measurements, pack), **question.arguments)
-    if isinstance(found, Number):
-        value = options.rounded(found.value, found.unit)
-        counted = [option.value for option in question.options] if found.unit == "lesions" else None
-        index = options.nearest(found.value, question.options, found.unit)
-        if counted is not None and value not in counted:
-            index = -1
-        return Answer(value, free_text(value, found.unit), index)
-    names = [option.value for option in question.options]
-    return Answer(found.value, options.said(found.value), names.index(found.value) if found.value in names else -1)
+    unit = found.unit if isinstance(found, Number) else ""
+    value: Value = options.rounded(found.value, unit) if isinstance(found, Number) else found.value
+    if isinstance(found, Number) and unit != "lesions":
+        return Answer(value, free_text(value, unit), options.nearest(found.value, question.options, unit))
+    values = [option.value for option in question.options]
+    return Answer(value, free_text(value, unit), values.index(value) if value in values else -1)

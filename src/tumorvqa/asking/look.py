@@ -79,7 +79,7 @@ YES_NO = ("no", "yes")
 
 @dataclass
 class Look:
-    """Reads measurements for one question; `steps` becomes its trace, `shown` and `slice` its evidence."""
+    """Reads measurements for one question; `steps` becomes its trace, `shown` and `lesion` its evidence."""
 
     at: Measurements
     pack: Pack

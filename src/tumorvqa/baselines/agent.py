@@ -1,6 +1,7 @@
 """An agent with tools: it runs each question's program on what its masks say, and guesses where they say nothing."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from random import Random
 
 from tumorvqa.asking.ask import answered
@@ -24,12 +25,11 @@ def agent(
     """
     predictions = []
     for question in questions:
-        guess = Random(f"{seed} {question.qid}").randrange(len(question.options))
-        try:
-            answer = answered(question, measured[question.case], pack)
-        except (NotAsked, KeyError):
-            said = None if free else LETTERS[guess]
-        else:
-            said = answer.text if free else LETTERS[answer.index if answer.index >= 0 else guess]
+        guess = LETTERS[Random(f"{seed} {question.qid}").randrange(len(question.options))]
+        said = None if free else guess
+        if question.case in measured:
+            with suppress(NotAsked):  # its masks do not say: it guesses
+                answer = answered(question, measured[question.case], pack)
+                said = answer.text if free else LETTERS[answer.index] if answer.index >= 0 else guess
         predictions.append(Prediction(question.qid, said))
     return predictions

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -46,8 +47,8 @@ def views(
     return found
 
 
-def lost(case: CaseFiles) -> tuple[str, dict[str, Measurements]]:
-    return case.id, {}
+def lost(case: CaseFiles) -> NoReturn:
+    raise ValueError(f"{case.id}: its process died twice, perhaps for want of memory; use --workers 1.")
 
 
 def view(case: CaseFiles, folder: Path, names: Sequence[str], salt: str) -> tuple[str, dict[str, Measurements]]:
